@@ -1,0 +1,224 @@
+"""Training samples: windows of frames and action chunks, drawn from a weighted mixture of sources.
+
+    B batch, F frames of a window, K actions of a chunk, T observation steps of an episode
+
+A batch depends on (seed, step, rank) and the data alone: nothing is carried from one to the next, so
+the sampler's position *is* the training step, and resuming at step n needs no saved state.
+
+Padding at the borders of an episode, for a sample at step t:
+
+| part | where | value | flag |
+|---|---|---|---|
+| frame at t + offset | before the first, after the last | that first or last frame | frame_valid False |
+| action t + k | after the end, or from the step on at which the instruction changes | no motion, the gripper target of the last action before | action_valid False |
+| terminate t + k | the subtask was declared done, or the instruction changed, within t .. t + k | True | terminate_valid True |
+| terminate t + k | after the end, or in an episode without any action | as before the end | terminate_valid False |
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+
+from selfflow.datasets.episodes import EpisodeSource, Signals
+from selfflow.datasets.spec import ACTION_DIM, GRIPPER, UserError
+
+EPISODES_KEPT = 20_000  # signals held in memory, some 10 KB each for 130 steps
+TRIES = 1000  # draws until a step with a valid action must have turned up
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """What one sample holds."""
+
+    frames: tuple[int, ...]  # offsets from t in control steps; negative ones are history
+    chunk: int  # K
+    height: int  # of the frames, pixels
+    width: int
+    shift: int = 0  # random-shift augmentation: at most this many pixels each way
+    only_with_actions: bool = False  # sample only steps that have a valid action
+
+    def __post_init__(self) -> None:
+        if not self.frames or min(self.chunk, self.height, self.width) < 1 or self.shift < 0:
+            raise ValueError(f"a window needs frames, a chunk and a size: {self}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples. Actions are in physical units; see the module for padding and flags."""
+
+    frames: UInt8[np.ndarray, "B F H W 3"]
+    frame_valid: Bool[np.ndarray, "B F"]
+    proprio: Float32[np.ndarray, "B 8"]
+    proprio_valid: Bool[np.ndarray, "B"]
+    actions: Float32[np.ndarray, "B K 7"]
+    action_valid: Bool[np.ndarray, "B K"]
+    terminate: Bool[np.ndarray, "B K"]
+    terminate_valid: Bool[np.ndarray, "B K"]
+    instruction: list[str]
+    embodiment: list[str]
+    ids: list[tuple[str, int, int]]  # source name, episode, t
+
+
+def resize(
+    image: UInt8[np.ndarray, "_ _ 3"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """The image at another size by area averaging. An aspect ratio that differs is squashed.
+
+    Training and policies both use this, so that they see the same picture.
+    """
+    h, w = image.shape[:2]
+    if (h, w) == (height, width):
+        return image
+    picture = Image.fromarray(image)
+    if h % height == 0 and w % width == 0:  # whole blocks: the same, in half the time
+        return np.asarray(picture.reduce((w // width, h // height)))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
+
+
+class Mixture:
+    """Draws samples from sources by weight, within a source uniformly over all its steps."""
+
+    def __init__(
+        self,
+        sources: Sequence[EpisodeSource],
+        weights: Sequence[float],
+        spec: WindowSpec,
+        seed: int,
+    ) -> None:
+        if not sources or len(sources) != len(weights):
+            raise ValueError(f"{len(sources)} sources with {len(weights)} weights")
+        empty = [source.name for source in sources if len(source) == 0]
+        if empty:
+            raise UserError(f"data: no episode in {', '.join(empty)}; record some, or leave it out")
+        self.sources, self.spec, self.seed = list(sources), spec, seed
+        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+        self._ends = [np.cumsum([s.length(i) for i in range(len(s))]) for s in sources]
+        self._episode = lru_cache(EPISODES_KEPT)(self._load)
+
+    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The `size` samples that this rank of `world` trains on at this step."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        rng = np.random.default_rng([self.seed, step, rank])
+        samples = [self._sample(rng) for _ in range(size)]
+        columns = zip(*samples, strict=True)
+        stacked = [list(c) if isinstance(c[0], str | tuple) else np.stack(c) for c in columns]
+        return Batch(*stacked)
+
+    def _load(self, source: int, episode: int) -> "_Episode":
+        return _Episode(self.sources[source].signals(episode))
+
+    def _draw(self, rng: np.random.Generator) -> tuple[int, int, int]:
+        """(source, episode, t) of a sample."""
+        source = int(rng.choice(len(self.sources), p=self.weights))
+        ends = self._ends[source]
+        for _ in range(TRIES):
+            flat = int(rng.integers(ends[-1]))
+            episode = int(np.searchsorted(ends, flat, side="right"))
+            t = flat - (int(ends[episode - 1]) if episode else 0)
+            if not self.spec.only_with_actions:
+                return source, episode, t
+            if self._episode(source, episode).signals.action_valid[t]:
+                return source, episode, t
+        raise UserError(
+            f"data: {self.sources[source].name} has no actions to learn from "
+            f"({TRIES} steps tried); leave it out here, or pretrain on it"
+        )
+
+    def _sample(self, rng: np.random.Generator) -> tuple:
+        """One sample, in the order of Batch's fields."""
+        number, index, t = self._draw(rng)
+        source, episode, spec = self.sources[number], self._episode(number, index), self.spec
+        wanted = t + np.array(spec.frames)
+        steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
+        images = [
+            resize(im, spec.height, spec.width) for im in source.frames(index, steps.tolist())
+        ]
+        dy, dx = rng.integers(-spec.shift, spec.shift + 1, 2)
+        signals = episode.signals
+        return (
+            shifted(np.stack(images), int(dy), int(dx))[inverse],
+            (wanted >= 0) & (wanted < episode.steps),
+            signals.proprio[t],
+            signals.proprio_valid[t],
+            *episode.chunk(t, spec.chunk),
+            signals.instruction[t],
+            source.embodiment.name,
+            (source.name, index, t),
+        )
+
+
+def shifted(images: UInt8[np.ndarray, "F H W 3"], dy: int, dx: int) -> UInt8[np.ndarray, "F H W 3"]:
+    """All images moved down by dy and right by dx pixels, their edges repeated."""
+    if dy == dx == 0:
+        return images
+    h, w = images.shape[1:3]
+    rows, columns = (np.arange(h) - dy).clip(0, h - 1), (np.arange(w) - dx).clip(0, w - 1)
+    return images[:, rows[:, None], columns]
+
+
+def prefetch(
+    mixture: Mixture, steps: Iterable[int], size: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Batches of these training steps, in order; the next one loads while one is in use.
+
+    An error while loading is raised where its batch would have come.
+    """
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        coming = None
+        for step in steps:
+            ready, coming = coming, pool.submit(mixture.batch, step, size, rank, world)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+class _Episode:
+    """Signals of an episode and what padding needs to know of it."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self.steps = len(signals.actions)
+        texts = signals.instruction
+        changes = np.array([a != b for a, b in zip(texts, texts[1:], strict=False)], bool)
+        # The step, exclusive, up to which each step's instruction lasts.
+        ends = np.append(np.flatnonzero(changes) + 1, self.steps)
+        self._lasts = ends[np.searchsorted(ends, np.arange(self.steps), side="right")]
+        # Number of steps up to and including this one at which the subtask was declared done.
+        self._done = np.cumsum(signals.terminate)
+        # Gripper target to hold at a step without a valid action: the last one, else the first.
+        valid = np.flatnonzero(signals.action_valid)
+        self._has_actions = len(valid) > 0
+        targets = signals.actions[:, GRIPPER]
+        if self._has_actions:
+            last = np.searchsorted(valid, np.arange(self.steps), side="right") - 1
+            self._hold = targets[valid[last.clip(0)]]
+        else:
+            self._hold = np.ones_like(targets)
+
+    def chunk(
+        self, t: int, k: int
+    ) -> tuple[
+        Float32[np.ndarray, "K 7"],
+        Bool[np.ndarray, "K"],
+        Bool[np.ndarray, "K"],
+        Bool[np.ndarray, "K"],
+    ]:
+        """Actions, action_valid, terminate and terminate_valid of steps t .. t + k - 1."""
+        steps, last = t + np.arange(k), int(self._lasts[t])
+        at = steps.clip(max=last - 1)
+        valid = self.signals.action_valid[at] & (steps < last)
+        actions = np.zeros((k, ACTION_DIM), np.float32)
+        actions[:, GRIPPER] = self._hold[at]
+        actions[valid] = self.signals.actions[at[valid]]
+        inside = steps.clip(max=self.steps - 1)
+        before = self._done[t - 1] if t else 0
+        changed = (steps >= last) & (last < self.steps)
+        terminate = (self._done[inside] > before) | changed
+        return actions, valid, terminate, (steps < self.steps) & self._has_actions

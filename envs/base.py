@@ -1,0 +1,193 @@
+"""One gymnasium.Env for every simulator: task rules and conventions above, physics below.
+
+`RobotEnv` turns a policy's action into a tool target, counts clipped actions, keeps the subtask and
+its instruction, and judges success; a `Simulator` only moves, senses and draws. So a task means the
+same in the twin and in SIMPLER. Conventions: selfflow.datasets.spec.
+"""
+
+import string
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+
+from selfflow.datasets.rotations import canonical, compose, from_axis_angle
+from selfflow.datasets.spec import (
+    ACTION_DIM,
+    GRIPPER,
+    OPENING,
+    POSITION,
+    PROPRIO_DIM,
+    ROTATION,
+    TOOL_POSITION,
+    TOOL_QUATERNION,
+    Embodiment,
+    Observation,
+    Task,
+)
+from selfflow.envs.tasks import RULES, draw_placement
+
+Info = dict[str, Any]
+
+
+@runtime_checkable  # so that beartype can check arguments in tests
+class Simulator(Protocol):
+    """A robot in a scene. Poses are xyz + wxyz in metres; the tool's are in the robot's base frame."""
+
+    embodiment: Embodiment
+    backend: str  # "mujoco", "simpler", ...
+    image_shapes: dict[str, tuple[int, int]]  # camera name -> (height, width)
+
+    def reset(self, placement: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
+        """Rebuilds the start state; returns every further random draw by name."""
+        ...
+
+    def step(self, position: np.ndarray, quaternion: np.ndarray, opening: float) -> bool:
+        """Moves for one control step towards a tool pose and gripper opening; False if the pose has
+        no inverse kinematics and the arm held still instead."""
+        ...
+
+    def proprio(self) -> np.ndarray:
+        """Sensed float32 (8,): tool position, quaternion wxyz with w >= 0, gripper opening."""
+        ...
+
+    def render(self) -> dict[str, np.ndarray]:
+        """uint8 (H, W, 3) by camera name."""
+        ...
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        """State for evaluation only, float32 arrays of fixed shape, world frame:
+        "drawers" (3,) openings of top, middle, bottom in m; "apple" (7,), "tool" (7,), "base" (7,)
+        poses; "apple_grasped" (1,) and "apple_on_drawer_floor" (1,) 0 or 1, read at this step."""
+        ...
+
+    def camera_info(self) -> dict[str, dict[str, np.ndarray]]:
+        """By camera: "intrinsics" (3, 3) and "pose" (7,) of the optical frame (x right, y down,
+        z forward) in the robot's base frame."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RobotEnv(gymnasium.Env):
+    """A task in a simulator.
+
+    | step of an episode | rule |
+    |---|---|
+    | target | sensed position + delta, exp(delta rotation) · sensed orientation, base frame |
+    | action out of range | clipped, counted in `info["clipped"]` |
+    | action not finite or of wrong shape | ValueError |
+    | next subtask | `advance_subtask()` (the policy said terminate), or at `Task.force_advance_at` |
+    | reward, success | 1.0 where `info["success"]` holds at this step, else 0.0 |
+    | terminated | never: the official result is the last step's |
+    | truncated | at `Task.max_steps` |
+
+    `reset(seed=s, options={"placement": {...}})` overrides single entries of the drawn placement.
+    `info` at every step: success, subtask, privileged, clipped, ik_failed (counts so far), progress;
+    at reset also task, backend, seed, draws (every random draw by name) and cameras.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (gymnasium's form)
+
+    def __init__(self, simulator: Simulator, task: Task, placement: str = "mild") -> None:
+        if task.name not in RULES:
+            raise ValueError(f"{task.name} has no rules yet; have: {', '.join(RULES)}")
+        self.simulator, self.task, self.placement = simulator, task, placement
+        self.embodiment = simulator.embodiment
+        self.render_mode = "rgb_array"
+        self._rules = RULES[task.name](task)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "images": gymnasium.spaces.Dict(
+                    {
+                        name: gymnasium.spaces.Box(0, 255, (h, w, 3), np.uint8)
+                        for name, (h, w) in simulator.image_shapes.items()
+                    }
+                ),
+                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (PROPRIO_DIM,), np.float32),
+                "instruction": gymnasium.spaces.Text(
+                    200, charset=string.ascii_letters + string.digits + string.punctuation + " "
+                ),
+            }
+        )
+        high = np.array(self.embodiment.limits, np.float32)
+        low = np.where(np.arange(ACTION_DIM) == GRIPPER, 0, -high).astype(np.float32)
+        self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, Info]:
+        """Starts an episode that `seed` fixes entirely."""
+        super().reset(seed=seed)
+        rng = self.np_random if seed is None else np.random.default_rng(seed)
+        placement = draw_placement(self.task, self.placement, rng, seed)
+        placement |= (options or {}).get("placement", {})
+        draws = placement | self.simulator.reset(placement, rng)
+        self._steps = self._clipped = self._ik_failed = self.subtask = 0
+        self._rules.reset(self.simulator.privileged())
+        info = self._info() | {
+            "task": self.task.name,
+            "backend": self.simulator.backend,
+            "seed": seed,
+            "draws": draws,
+            "cameras": self.simulator.camera_info(),
+        }
+        return self._observe(), info
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Info]:
+        """One control step; see the class for the rules."""
+        action = np.asarray(action, np.float64)
+        if action.shape != (ACTION_DIM,) or not np.all(np.isfinite(action)):
+            raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {action!r}")
+        action, clipped = self.embodiment.clip(action)
+        sensed = self.simulator.proprio().astype(np.float64)
+        reached = self.simulator.step(
+            sensed[TOOL_POSITION] + action[POSITION],
+            canonical(compose(from_axis_angle(action[ROTATION]), sensed[TOOL_QUATERNION])),
+            float(action[GRIPPER]),
+        )
+        self._steps += 1
+        self._clipped += clipped
+        self._ik_failed += not reached
+        if self._steps == self.task.force_advance_at and not self.final_subtask:
+            self.subtask += 1
+        self._rules.update(self.simulator.privileged(), self.subtask)
+        info = self._info()
+        truncated = self._steps >= self.task.max_steps
+        return self._observe(), float(info["success"]), False, truncated, info
+
+    @property
+    def final_subtask(self) -> bool:
+        """Whether the present subtask is the task's last."""
+        return self.subtask == len(self.task.instructions) - 1
+
+    def advance_subtask(self) -> Observation:
+        """The policy says the subtask is done; returns the observation with the new instruction."""
+        if self.final_subtask:
+            raise ValueError("the last subtask has no next one: end the episode instead")
+        self.subtask += 1
+        return self._observe()
+
+    def render(self) -> np.ndarray:
+        """The first camera's picture."""
+        return self.simulator.render()[self.embodiment.cameras[0]]
+
+    def close(self) -> None:
+        """Frees the simulator and its renderer."""
+        self.simulator.close()
+
+    def _observe(self) -> Observation:
+        return {
+            "images": self.simulator.render(),
+            "proprio": np.asarray(self.simulator.proprio(), np.float32),
+            "instruction": self.task.instructions[self.subtask],
+        }
+
+    def _info(self) -> Info:
+        return {
+            "success": self._rules.success(),
+            "subtask": self.subtask,
+            "privileged": self.simulator.privileged(),
+            "progress": self._rules.progress(),
+            "clipped": self._clipped,
+            "ik_failed": self._ik_failed,
+            "opening": float(self.simulator.proprio()[OPENING]),
+        }

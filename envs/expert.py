@@ -1,0 +1,181 @@
+"""Scripted experts: they read privileged state and act only through the 7-D action.
+
+One plan per task family, written as a generator of waypoints, so it reads top to bottom; the same plan
+runs in the twin and in SIMPLER. Drawers open by hooking the upper edge of the front with closed
+fingers pitched 30 degrees down (handles have no collision shape). World frame, metres.
+"""
+
+from collections.abc import Generator, Iterator
+
+import numpy as np
+
+from selfflow.datasets.rotations import (
+    compose,
+    from_axis_angle,
+    from_matrix,
+    inverse,
+    rotate,
+    to_axis_angle,
+)
+from selfflow.datasets.spec import Task, UserError
+from selfflow.envs.tasks import DRAWERS
+
+Command = tuple[np.ndarray, bool]  # action (7,), and whether the subtask is done before it
+Move = Generator[Command, None, bool]
+
+MAX_MOVE, MAX_TURN = 0.15, 0.4  # commanded per step; about 30 % of it arrives
+PANEL_HEIGHT = {"top": 0.685, "middle": 0.440, "bottom": 0.195}  # of the front's centre
+HALF_PANEL = 0.07
+OPEN, CLOSED = 1.0, 0.0
+LEAN = 0.3  # rad, of the grasp
+
+
+class DrawerExpert:
+    """Opens or closes one drawer, or opens the top one and places the apple in it."""
+
+    def __init__(self, task: Task) -> None:
+        family = task.name.split("_")[0]
+        if family not in ("open", "close"):
+            raise UserError(f"no scripted expert for {task.name}; there is one for the drawer tasks")
+        self._task, self._closes = task, family == "close"
+        self._drawer = 0
+        if task.name != "open_drawer_place":
+            self._drawer = next(i for i, d in enumerate(DRAWERS) if d in task.name)
+
+    def reset(self) -> None:
+        """Call at the start of every episode."""
+        self._plan: Iterator[Command] | None = None
+
+    def act(self, privileged: dict[str, np.ndarray]) -> Command:
+        """The next action, and True where it says that the current subtask is done."""
+        self._see(privileged)
+        if self._plan is None:
+            self._home_p, self._home_q = self._p.copy(), self._q.copy()
+            self._plan = self._script()
+        return next(self._plan)
+
+    def _see(self, privileged: dict[str, np.ndarray]) -> None:
+        tool, base = (privileged[k].astype(np.float64) for k in ("tool", "base"))
+        self._p, self._q = tool[:3], tool[3:]
+        self._base_p, self._base_q = base[:3], base[3:]
+        self._opening = float(privileged["drawers"][self._drawer])
+        self._apple = privileged["apple"][:3].astype(np.float64)
+        self._placed = bool(privileged["apple_on_drawer_floor"][0])
+
+    # --- plans -----------------------------------------------------------------------------------
+
+    def _script(self) -> Iterator[Command]:
+        if self._closes:
+            yield from self._push()
+        else:
+            yield from self._open()
+        if self._task.name == "open_drawer_place":
+            yield self._hold(CLOSED)[0], True
+            yield from self._place()
+        while True:
+            yield self._hold(OPEN if self._task.name == "open_drawer_place" else CLOSED)
+
+    def _open(self) -> Iterator[Command]:
+        top = PANEL_HEIGHT[DRAWERS[self._drawer]] + HALF_PANEL
+        turn = self._pitched(np.radians(30))
+        for shift in (0.0, 0.05, -0.05, 0.10):
+            y = float(np.clip(self._base_p[1] + 0.09 + shift, -0.2, 0.2))
+            front = self._opening  # the front has moved out by what is open already
+            yield from self._go((0.22 + front, y, top + 0.06), turn, CLOSED, tolerance=0.03, angle=0.15)
+            yield from self._go((-0.03 + front, y, top + 0.03), turn, CLOSED, tolerance=0.02, angle=0.15)
+            yield from self._go((-0.03 + front, y, top - 0.02), turn, CLOSED, tolerance=0.012, steps=7)
+            for _ in range(14):
+                if self._opening >= 0.20:
+                    break
+                yield self._command(self._p + (0.12, 0, 0), turn, CLOSED)
+            p = self._p.copy()
+            yield from self._go(p + (-0.01, 0, 0.15), turn, CLOSED, tolerance=0.06, steps=8)
+            if self._opening >= 0.16:
+                return
+
+    def _push(self) -> Iterator[Command]:
+        z = PANEL_HEIGHT[DRAWERS[self._drawer]]
+        turn = self._pitched(np.radians(45))
+        y = float(np.clip(self._base_p[1] + 0.09, -0.2, 0.2))
+        for _ in range(3):
+            start = (0.0175 + self._opening + 0.12, y, z + 0.01)
+            yield from self._go(start, turn, CLOSED, tolerance=0.03, angle=0.15)
+            for _ in range(20):
+                if self._opening <= 0.02:
+                    return
+                yield self._command(self._p + (-0.12, 0, 0), turn, CLOSED)
+
+    def _place(self) -> Iterator[Command]:
+        # Leaning forward by LEAN the wrist stays nearer to the robot: reaches the far apples.
+        home = compose(from_axis_angle([0.0, LEAN, 0.0]), self._home_q)
+        yield from self._go(self._home_p + (0, 0, 0.02), home, OPEN, tolerance=0.08, angle=0.25)
+        for _ in range(4):
+            yield from self._go(self._apple + (0, 0, 0.08), home, OPEN, tolerance=0.02, angle=0.12)
+            grip = self._apple.copy()
+            yield from self._go(grip, home, OPEN, tolerance=0.006, angle=0.12, steps=14)
+            for _ in range(5):
+                yield self._command(grip, home, CLOSED)
+            yield from self._go(grip + (0, 0, 0.08), home, CLOSED, tolerance=0.03, steps=8)
+            if self._apple[2] < grip[2] + 0.03:
+                yield from self._go(self._p + (0, 0, 0.08), home, OPEN, tolerance=0.03, steps=6)
+                continue
+            over = np.array([0.02 + 0.55 * self._opening, np.clip(self._apple[1], -0.12, 0.12), 0.96])
+            yield from self._go(over, home, CLOSED, tolerance=0.02, angle=0.2)
+            over[2] = 0.88
+            yield from self._go(over, home, CLOSED, tolerance=0.02, angle=0.2, steps=8)
+            for _ in range(4):
+                yield self._command(over, home, OPEN)
+            yield from self._go(over + (0, 0, 0.10), home, OPEN, tolerance=0.04, steps=5)
+            if self._apple[2] < 0.80:
+                return
+
+    # --- moves -----------------------------------------------------------------------------------
+
+    def _go(
+        self, target, turn: np.ndarray, opening: float, tolerance: float, angle: float = 9.0, steps: int = 25
+    ) -> Move:
+        """Commands until the tool is within tolerance (m) and angle (rad); False after `steps`.
+
+        Near the edge of the workspace a large command has no inverse kinematics and the arm holds:
+        while nothing moves the command is halved, down to a fifth.
+        """
+        target, scale, last = np.asarray(target, np.float64), 1.0, self._p
+        for _ in range(steps):
+            off = np.linalg.norm(target - self._p)
+            turned = np.linalg.norm(to_axis_angle(compose(turn, inverse(self._q))))
+            if off < tolerance and turned < angle:
+                return True
+            yield self._command(target, turn, opening, scale)
+            moved = np.linalg.norm(self._p - last)
+            scale = max(0.2, scale / 2) if moved < 5e-4 else min(1.0, scale * 2)
+            last = self._p
+        return False
+
+    def _command(self, target, turn: np.ndarray, opening: float, scale: float = 1.0) -> Command:
+        """One action towards a tool pose, within the largest move and turn of a step."""
+        move = np.asarray(target, np.float64) - self._p
+        spin = to_axis_angle(compose(turn, inverse(self._q)))
+        move *= scale * min(1.0, MAX_MOVE / max(np.linalg.norm(move), 1e-9))
+        spin *= scale * min(1.0, MAX_TURN / max(np.linalg.norm(spin), 1e-9))
+        to_base = inverse(self._base_q)
+        return np.array([*rotate(to_base, move), *rotate(to_base, spin), opening]), False
+
+    def _hold(self, opening: float) -> Command:
+        return np.array([0.0] * 6 + [opening]), False
+
+    def _pitched(self, pitch: float) -> np.ndarray:
+        """Tool pointing at the cabinet and down by `pitch`, fingers closing along y: of the two wrist
+        angles half a turn apart the nearer one."""
+        z = np.array([-np.cos(pitch), 0.0, -np.sin(pitch)])
+        turns = []
+        for side in (1.0, -1.0):
+            y = np.array([0.0, side, 0.0])
+            turns.append(from_matrix(np.stack([np.cross(y, z), y, z], axis=-1)))
+        return min(turns, key=lambda q: np.linalg.norm(to_axis_angle(compose(q, inverse(self._q)))))
+
+
+def perturb(action: np.ndarray, rng: np.random.Generator, metres: float, radians: float) -> np.ndarray:
+    """The action with Gaussian noise on its arm part: what is executed while the label stays clean."""
+    noise = np.concatenate([rng.normal(0, metres, 3), rng.normal(0, radians, 3), [0.0]])
+    turned = compose(from_axis_angle(noise[3:6]), from_axis_angle(action[3:6]))
+    return np.array([*(action[:3] + noise[:3]), *to_axis_angle(turned), action[6]])

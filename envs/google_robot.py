@@ -1,0 +1,168 @@
+"""The Google robot on SAPIEN 3: joints, gains, contact materials and the 3 Hz pose controller.
+
+Joints are matched by name throughout: SAPIEN 3 orders them otherwise than SIMPLER's SAPIEN 2 did.
+Legend: N substeps, J arm joints (9, the head included).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sapien
+from jaxtyping import Float
+
+from selfflow.datasets.rotations import canonical
+from selfflow.envs.trajectory import JerkLimited
+
+CONTROL_HZ, PHYSICS_HZ = 3, 513
+SUBSTEPS = PHYSICS_HZ // CONTROL_HZ
+BASE_HEIGHT = 0.06205 + 0.017
+TOOL, CAMERA = "link_gripper_tcp", "link_camera"
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Start angle (rad) and drive: stiffness (N m/rad), damping (N m s/rad), force limit (N m)."""
+
+    start: float
+    stiffness: float
+    damping: float
+    force: float
+
+
+ARM = {
+    "joint_torso": Joint(-0.2639457174606611, 1700, 1059.9791902443303, 300),
+    "joint_shoulder": Joint(0.0831913360274175, 1737.0471680861954, 1010.4720585373592, 300),
+    "joint_bicep": Joint(0.5017611504652179, 979.975871856535, 767.2803161582076, 100),
+    "joint_elbow": Joint(1.156859026208673, 930, 680, 100),
+    "joint_forearm": Joint(0.028583671314766423, 1212.154500274304, 674.9946964336588, 100),
+    "joint_wrist": Joint(1.592598203487462, 432.96500923932535, 274.613381336198, 100),
+    "joint_gripper": Joint(-1.080652960128774, 468.0013365498738, 340.532560578637, 100),
+    "joint_head_pan": Joint(-0.00285961, 2000, 900, 100),
+    "joint_head_tilt": Joint(0.7851361, 2000, 900, 100),
+}
+FINGERS = {
+    "joint_finger_right": Joint(0.0, 200, 8, 60),
+    "joint_finger_left": Joint(0.0, 200, 8, 60),
+}
+FINGER_LIMIT = 1.3  # rad, the joints' upper limit; opening 0
+FINGER_LINKS = {
+    side: tuple(f"link_finger_{part}{side}" for part in ("", "tip_", "nail_")) for side in ("right", "left")
+}
+
+# Link -> ((static friction, dynamic friction, restitution), patch radius in m).
+MATERIALS = {
+    "link_base": ((0.1, 0.0, 0.0), 0.1),
+    **{
+        link: ((0.1, 0.1, 0.0), 0.01) if "nail" in link else ((2.0, 2.0, 0.0), 0.1)
+        for links in FINGER_LINKS.values()
+        for link in links
+    },
+}
+
+
+@dataclass(frozen=True)
+class Drives:
+    """Drive targets by substep: angles (rad) in the order of ARM and FINGERS, finger speeds (rad/s)."""
+
+    arm: Float[np.ndarray, "N 9"]
+    fingers: Float[np.ndarray, "N 2"]
+    finger_speed: Float[np.ndarray, "N 2"]
+
+
+class GoogleRobot:
+    """The robot in a scene. Poses are in its base frame unless a name says world."""
+
+    def __init__(self, scene: sapien.Scene, urdf: Path, base: sapien.Pose) -> None:
+        loader = scene.create_urdf_loader()
+        loader.fix_root_link = True
+        loader.load_multiple_collisions_from_file = True
+        for link, (material, patch) in MATERIALS.items():
+            loader.set_link_material(link, *material)
+            loader.set_link_patch_radius(link, patch)
+            loader.set_link_min_patch_radius(link, patch)
+        self.body = loader.load(str(urdf))
+        for link in self.body.links:
+            link.disable_gravity = True  # stands for SIMPLER's gravity compensation
+        self.joints = {j.name: j for j in self.body.active_joints}
+        self.links = {link.name: link for link in self.body.links}
+        order = list(self.joints)
+        self._arm = [order.index(name) for name in ARM]
+        self._fingers = [order.index(name) for name in FINGERS]
+        start = np.zeros(len(order))
+        for name, joint in (ARM | FINGERS).items():
+            self.joints[name].set_drive_properties(joint.stiffness, joint.damping, joint.force, "force")
+            self.joints[name].set_friction(0.0)
+            start[order.index(name)] = joint.start
+        self.body.set_root_pose(base)
+        self.body.set_qpos(start)
+        self.body.set_qvel(np.zeros(len(order)))
+        self._model = self.body.create_pinocchio_model()
+        self._ik_mask = np.isin(np.arange(len(order)), self._arm).astype(np.int32)
+        self._tool_index = self.body.links.index(self.links[TOOL])
+        self._arm_path = JerkLimited(len(ARM), velocity=1.5, acceleration=2.0, jerk=50.0)
+        self._arm_path.reset(self.arm_angles)
+        self._finger_path = JerkLimited(len(FINGERS), velocity=1.0, acceleration=7.0, jerk=50.0)
+        self.finger_drive = self.finger_angles  # last drive targets (rad)
+        self._times = np.arange(1, SUBSTEPS + 1) / PHYSICS_HZ
+
+    @property
+    def arm_angles(self) -> Float[np.ndarray, "9"]:
+        """Sensed angles (rad) in the order of ARM."""
+        return np.asarray(self.body.get_qpos(), np.float64)[self._arm]
+
+    @property
+    def finger_angles(self) -> Float[np.ndarray, "2"]:
+        """Sensed angles (rad): right, left; 0 = open."""
+        return np.asarray(self.body.get_qpos(), np.float64)[self._fingers]
+
+    def opening(self) -> float:
+        """Gripper opening in [0, 1]: 1 - mean finger angle / joint limit. Closed on nothing: 0.17."""
+        return float(np.clip(1.0 - self.finger_angles.mean() / FINGER_LIMIT, 0.0, 1.0))
+
+    def tool_pose(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "4"]]:
+        """Position and canonical quaternion wxyz of link_gripper_tcp."""
+        pose = self.body.get_root_pose().inv() * self.links[TOOL].entity_pose
+        return np.asarray(pose.p, np.float64), canonical(np.asarray(pose.q, np.float64))
+
+    def inverse_kinematics(
+        self, position: Float[np.ndarray, "3"], quaternion: Float[np.ndarray, "4"]
+    ) -> Float[np.ndarray, "9"] | None:
+        """Arm angles that put the tool there, from the present ones; None where none were found."""
+        angles, found, _ = self._model.compute_inverse_kinematics(
+            self._tool_index,
+            sapien.Pose(position, quaternion),
+            initial_qpos=np.asarray(self.body.get_qpos(), np.float64),
+            active_qmask=self._ik_mask,
+            max_iterations=100,
+        )
+        return np.asarray(angles, np.float64)[self._arm] if found else None
+
+    def plan(
+        self,
+        position: Float[np.ndarray, "3"],
+        quaternion: Float[np.ndarray, "4"],
+        finger_goal: Float[np.ndarray, "2"],
+    ) -> tuple[Drives, bool]:
+        """Drive targets of the next SUBSTEPS substeps, and whether the pose could be reached."""
+        goal = self.inverse_kinematics(position, quaternion)
+        arm, _ = self._arm_path.plan(self.arm_angles if goal is None else goal, self._times)
+        # The arm goes on from where its last path was cut; the fingers from where they are.
+        speed = np.asarray(self.body.get_qvel(), np.float64)[self._fingers]
+        self._finger_path.reset(self.finger_angles, speed)
+        fingers, finger_speed = self._finger_path.plan(finger_goal, self._times)
+        self.finger_drive = fingers[-1]
+        # PhysX 4 drives towards no angle beyond a joint's limit, PhysX 5 does.
+        low, high = np.asarray(self.body.get_qlimits(), np.float64).T
+        arm = np.clip(arm, low[self._arm], high[self._arm])
+        fingers = np.clip(fingers, low[self._fingers], high[self._fingers])
+        return Drives(arm, fingers, finger_speed), goal is not None
+
+    def drive(self, drives: Drives, n: int) -> None:
+        """Sets the drive targets of substep n."""
+        for name, angle in zip(ARM, drives.arm[n].tolist(), strict=True):
+            self.joints[name].set_drive_target(angle)
+        fingers = drives.fingers[n].tolist(), drives.finger_speed[n].tolist()
+        for name, angle, speed in zip(FINGERS, *fingers, strict=True):
+            self.joints[name].set_drive_target(angle)
+            self.joints[name].set_drive_velocity_target(speed)

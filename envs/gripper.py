@@ -1,0 +1,71 @@
+"""From a policy's gripper opening target (1 = open) to what the Google robot's fingers are told.
+
+SIMPLER's own gripper action is relative: +1 closes, -1 opens, as a change of the last drive target.
+Both modes live in the environment, so that policies and data know one convention only.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+CLOSED = 1.31  # rad; a little beyond the joint limit of 1.3, so that closing squeezes
+GOAL_LIMITS = (-0.0101, 1.31)  # the joint's limits, widened by 0.01 as SIMPLER does
+HOLD_BELOW = 1e-3  # a smaller relative action repeats the last goal
+
+
+class OpeningGripper:
+    """mode "opening": the fingers go to (1 - opening) of their closed angle."""
+
+    def reset(self, fingers: Float[np.ndarray, "2"]) -> None:
+        """Starts an episode with the fingers at these angles (rad)."""
+
+    def goal(self, opening: float, drive: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
+        """Finger angles (rad) to go to; `drive` are the last drive targets."""
+        del drive
+        return np.full(2, (1.0 - opening) * CLOSED)
+
+
+class StickyGripper:
+    """mode "sticky": SIMPLER's relative gripper, for policies that were made for it.
+
+    | step | relative action |
+    |---|---|
+    | first of an episode | 0 |
+    | otherwise | last opening target - this one |
+    | where that exceeds 0.5 either way | it is repeated for `repeat` steps, whatever comes in between |
+
+    The goal is the last drive target + 1.31 rad × the relative action, within GOAL_LIMITS.
+    """
+
+    def __init__(self, repeat: int = 15) -> None:
+        self._repeat = repeat
+        self.reset(np.zeros(2))
+
+    def reset(self, fingers: Float[np.ndarray, "2"]) -> None:
+        """Starts an episode with the fingers at these angles (rad)."""
+        self._previous: float | None = None
+        self._latched, self._left = 0.0, 0
+        self._goal = np.array(fingers, np.float64)
+
+    def relative(self, opening: float) -> float:
+        """SIMPLER's raw gripper action for this opening target; +1 closes, -1 opens."""
+        change = 0.0 if self._previous is None else self._previous - opening
+        self._previous = opening
+        if self._left == 0 and abs(change) > 0.5:
+            self._latched, self._left = change, self._repeat
+        if self._left == 0:
+            return change
+        self._left -= 1
+        return self._latched
+
+    def goal(self, opening: float, drive: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
+        """Finger angles (rad) to go to; `drive` are the last drive targets."""
+        return self.raw_goal(self.relative(opening), drive)
+
+    def raw_goal(self, relative: float, drive: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
+        """The same for a raw relative action."""
+        if abs(relative) >= HOLD_BELOW:
+            self._goal = np.clip(drive + relative * CLOSED, *GOAL_LIMITS)
+        return self._goal
+
+
+GRIPPERS = {"opening": OpeningGripper, "sticky": StickyGripper}

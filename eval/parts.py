@@ -1,0 +1,200 @@
+"""What a rollout is made of: its config, and the makers of environments and policies by name."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfflow.configs.entry import one_of
+from selfflow.datasets.spec import (
+    SEEDS,
+    ActionChunk,
+    Observation,
+    Task,
+    UserError,
+    check_seeds,
+    task_named,
+)
+from selfflow.envs.base import RobotEnv
+from selfflow.envs.expert import DrawerExpert
+from selfflow.envs.tasks import RULES
+from selfflow.policies.base import Policy
+from selfflow.policies.scripted import HoldStill, RandomWalk
+
+PLACEMENTS = ("mild", "grid")
+BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Every key of configs/rollout.yaml, which explains them."""
+
+    task: str
+    backend: str
+    placement: str
+    policy: str
+    checkpoint: str | None
+    execute: int | None
+    steps: int | None
+    episodes: int
+    seed: int
+    split: str
+    workers: int
+    videos: int
+    out: str
+
+    @property
+    def spec(self) -> Task:
+        """The task. Raises UserError."""
+        return task_named(self.task)
+
+    @property
+    def run(self) -> Path:
+        """The checkpoint's folder."""
+        return Path(self.checkpoint) if self.checkpoint else BUNDLED
+
+    @property
+    def seeds(self) -> range:
+        """One seed an episode."""
+        return range(self.seed, self.seed + self.episodes)
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share so that one may continue the other."""
+        free = ("episodes", "workers", "videos", "out")  # none changes an episode
+        known = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        known["task"] = self.spec.name
+        known["checkpoint"] = self._fingerprint() if self.policy == "checkpoint" else None
+        return known
+
+    def _fingerprint(self) -> str:
+        from selfflow.worldmodel.checkpoint import CheckpointError, resolve
+
+        try:
+            found = resolve(self.run)
+        except CheckpointError as e:
+            raise UserError(str(e)) from e
+        with open(found / "model.safetensors", "rb") as f:
+            return f"{found.name} sha256 {hashlib.file_digest(f, 'sha256').hexdigest()[:16]}"
+
+
+def check(config: RolloutConfig) -> None:
+    """Raises UserError for whatever can be wrong before work begins."""
+    task = config.spec
+    if task.name not in RULES:
+        raise UserError(f"task={task.name}: not built yet; choose one of {', '.join(RULES)}")
+    one_of("backend", config.backend, BACKENDS)
+    one_of("placement", config.placement, PLACEMENTS)
+    one_of("policy", config.policy, POLICIES)
+    one_of("split", config.split, SEEDS)
+    for key, least in (("episodes", 1), ("workers", 1), ("videos", 0), ("execute", 1), ("steps", 1)):
+        value = getattr(config, key)
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: must be {least} or more")
+    _check_seeds(config)
+    if config.policy == "checkpoint":
+        _load(config, task.embodiment)
+
+
+def make_env(config: RolloutConfig) -> RobotEnv:
+    """The task in the config's simulator."""
+    return BACKENDS[config.backend](config.spec, config.placement)
+
+
+def make_policy(config: RolloutConfig, env: RobotEnv) -> Policy:
+    """The config's policy. Only the scripted expert looks into the environment."""
+    return POLICIES[config.policy](config, env)
+
+
+class Expert:
+    """The scripted expert as a policy. It sees the simulator's state and not the observation, so its
+    score is a ceiling and no competitor."""
+
+    def __init__(self, env: RobotEnv) -> None:
+        self.embodiment = env.embodiment.name
+        self._simulator, self._expert = env.simulator, DrawerExpert(env.task)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Starts its plan anew; it draws nothing at random."""
+        self._expert.reset()
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """One action, and whether the subtask is done before it."""
+        action, done = self._expert.act(self._simulator.privileged())
+        return ActionChunk(action[None], np.array([done]))
+
+
+# Simulators and the model are imported where they are asked for: sapien is an extra, and torch takes
+# seconds to load.
+
+
+def _mujoco(task: Task, placement: str) -> RobotEnv:
+    from selfflow.envs.twin import make_mujoco
+
+    return make_mujoco(task, placement)
+
+
+def _simpler(task: Task, placement: str) -> RobotEnv:
+    try:
+        from selfflow.envs.simpler import make_simpler
+    except ModuleNotFoundError as e:
+        if e.name != "sapien":
+            raise
+        raise UserError("backend=simpler: SAPIEN is not installed; run make simpler-setup") from e
+    return make_simpler(task, placement)
+
+
+def _fake(task: Task, placement: str) -> RobotEnv:
+    from selfflow.envs.fake import make_fake
+
+    return make_fake(task, placement)
+
+
+def _checkpoint(config: RolloutConfig, env: RobotEnv) -> Policy:
+    return _load(config, env.embodiment.name)
+
+
+def _load(config: RolloutConfig, embodiment: str) -> Policy:
+    from selfflow.policies.flow_policy import load_policy
+
+    if config.checkpoint is None and not BUNDLED.is_dir():
+        raise UserError(f"no bundled checkpoint at {BUNDLED}; give checkpoint=<run> or policy=expert")
+    return load_policy(config.run, embodiment, steps=config.steps, execute=config.execute)
+
+
+def _expert(config: RolloutConfig, env: RobotEnv) -> Policy:
+    return Expert(env)
+
+
+def _hold(config: RolloutConfig, env: RobotEnv) -> Policy:
+    return HoldStill(env.embodiment.name)
+
+
+def _random(config: RolloutConfig, env: RobotEnv) -> Policy:
+    return RandomWalk(env.embodiment.name)
+
+
+BACKENDS: dict[str, Callable[[Task, str], RobotEnv]] = {
+    "mujoco": _mujoco,
+    "simpler": _simpler,
+    "fake": _fake,
+}
+POLICIES: dict[str, Callable[[RolloutConfig, RobotEnv], Policy]] = {
+    "checkpoint": _checkpoint,
+    "expert": _expert,
+    "hold": _hold,
+    "random": _random,
+}
+
+
+def _check_seeds(config: RolloutConfig) -> None:
+    try:
+        check_seeds(config.seed, config.episodes, config.split)
+    except UserError as e:
+        for split, allowed in SEEDS.items():
+            if config.seeds[0] in allowed and config.seeds[-1] in allowed:
+                raise UserError(f"{e}, or give split={split}") from e
+        raise

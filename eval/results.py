@@ -1,0 +1,80 @@
+"""A rollout's folder: config.json, episodes.jsonl (appended as episodes finish), summary.json.
+
+A run with the same `out` continues: what is finished is read back and not run again.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from selfflow.datasets.spec import UserError
+from selfflow.eval.rollout import Episode
+
+CONFIG, EPISODES, SUMMARY = "config.json", "episodes.jsonl", "summary.json"
+
+
+def open_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Creates the folder, or makes ready to continue: drops a line that a kill has torn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, identity)
+    write_episodes(folder, read_episodes(folder))
+
+
+def check_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Raises UserError unless the folder is new, empty, or holds a run of the same config."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={folder}: is a file; choose another folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG).is_file() or not (folder / EPISODES).is_file():
+        raise UserError(f"out={folder}: holds something else than a rollout; choose another folder")
+    held = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    other = [f"{k}={held.get(k)}" for k in identity if held.get(k) != identity[k]]
+    if other:
+        raise UserError(f"out={folder}: holds a run with {', '.join(other)}; choose another folder")
+
+
+def append_episode(folder: Path, episode: Episode) -> None:
+    """One more line of episodes.jsonl."""
+    with open(folder / EPISODES, "a", encoding="utf-8") as f:
+        f.write(_line(episode))
+
+
+def write_episodes(folder: Path, episodes: Iterable[Episode]) -> None:
+    """All of episodes.jsonl, in the order of seeds."""
+    lines = [_line(e) for e in sorted(episodes, key=lambda e: e.seed)]
+    _write(folder / EPISODES, "".join(lines))
+
+
+def read_episodes(folder: Path) -> list[Episode]:
+    """The finished episodes; a torn last line is none."""
+    path = folder / EPISODES
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [_episode(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON, whole or not at all."""
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _line(episode: Episode) -> str:
+    content = dataclasses.asdict(episode)
+    content["latencies"] = [round(s, 6) for s in episode.latencies]
+    return json.dumps(content) + "\n"
+
+
+def _episode(content: dict[str, Any]) -> Episode:
+    sequences = {k: tuple(content[k]) for k in ("latencies", "subtask_steps")}
+    return Episode(**(content | sequences))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,133 @@
+"""One episode, pure: environment, policy and seed in, an Episode out. No files, no printing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from selfflow.datasets.spec import ActionChunk, Observation
+from selfflow.envs.base import RobotEnv
+from selfflow.policies.base import Policy
+
+Info = dict[str, Any]
+STEP_LIMIT, TERMINATED, BAD_ACTION = "step limit", "policy terminated", "action not finite"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What one episode came to. Success is read three ways, since published numbers differ by it:
+
+    | reading | true where success holds |
+    |---|---|
+    | `success` | at the last step (SIMPLER's official rule) |
+    | `early_stop` | when the policy is asked for its next chunk, or at the end: what a harness sees that looks once a decision and stops there |
+    | `ever` | at any step; `first_success` is its number, from 1 |
+    """  # noqa: E501
+
+    seed: int
+    success: bool
+    early_stop: bool
+    ever: bool
+    first_success: int | None
+    steps: int
+    reason: str  # STEP_LIMIT, TERMINATED or BAD_ACTION
+    latencies: tuple[float, ...]  # seconds a decision
+    subtask_steps: tuple[int, ...]  # after how many steps each further subtask began
+    progress: dict[str, float]  # the task's own measures at the end
+    clipped: int  # actions out of range
+    ik_failed: int  # steps at which the arm held still
+
+
+@dataclass
+class _Tally:
+    """What is noted while an episode runs."""
+
+    info: Info
+    steps: int = 0
+    early_stop: bool = False
+    first_success: int | None = None
+    latencies: list[float] = field(default_factory=list)
+    subtask_steps: list[int] = field(default_factory=list)
+
+    def after_step(self, info: Info) -> None:
+        self.steps += 1
+        if info["subtask"] != self.info["subtask"]:  # the environment forced it
+            self.subtask_steps.append(self.steps)
+        self.info = info
+        if info["success"] and self.first_success is None:
+            self.first_success = self.steps
+
+    def finish(self, seed: int, reason: str) -> Episode:
+        success = bool(self.info["success"])
+        return Episode(
+            seed=seed,
+            success=success,
+            early_stop=self.early_stop or success,
+            ever=success or self.first_success is not None,
+            first_success=self.first_success,
+            steps=self.steps,
+            reason=reason,
+            latencies=tuple(self.latencies),
+            subtask_steps=tuple(self.subtask_steps),
+            progress={k: float(v) for k, v in self.info["progress"].items()},
+            clipped=int(self.info["clipped"]),
+            ik_failed=int(self.info["ik_failed"]),
+        )
+
+
+def run_episode(
+    env: RobotEnv,
+    policy: Policy,
+    seed: int,
+    record: Callable[[Observation, Info, int], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Episode:
+    """Runs the policy from reset to the step limit or until it terminates the last subtask.
+
+    Chunks are executed whole. A chunk's rest is dropped, and the policy asked again, where a subtask
+    ends: before action k where `terminate[k]` holds, or after a step at which the environment has
+    changed the instruction.
+
+    `record(observation, info, step)` sees the reset (step 0) and every step; `on_step(step, latency)`
+    is called after every step with the latest decision's seconds.
+    """
+    observation, info = env.reset(seed=seed)
+    policy.reset(seed)
+    tally = _Tally(info)
+    if record:
+        record(observation, info, 0)
+    while True:
+        tally.early_stop |= bool(tally.info["success"])
+        start = time.perf_counter()
+        chunk = policy.act(observation)
+        tally.latencies.append(time.perf_counter() - start)
+        for action, terminate in _actions(chunk):
+            if terminate and env.final_subtask:
+                return tally.finish(seed, TERMINATED)
+            if terminate:
+                observation = env.advance_subtask()
+                tally.info = tally.info | {"subtask": env.subtask}
+                tally.subtask_steps.append(tally.steps)
+                break
+            if not np.all(np.isfinite(action)):
+                return tally.finish(seed, BAD_ACTION)
+            instruction = observation["instruction"]
+            observation, _, _, truncated, info = env.step(action)
+            tally.after_step(info)
+            if record:
+                record(observation, info, tally.steps)
+            if on_step:
+                on_step(tally.steps, tally.latencies[-1])
+            if truncated:
+                return tally.finish(seed, STEP_LIMIT)
+            if observation["instruction"] != instruction:
+                break
+
+
+def _actions(chunk: ActionChunk) -> list[tuple[np.ndarray, bool]]:
+    if len(chunk.actions) == 0:
+        raise ValueError("a policy returned an empty chunk")
+    ends = chunk.terminate if chunk.terminate is not None else np.zeros(len(chunk.actions), bool)
+    return [(action, bool(end)) for action, end in zip(chunk.actions, ends, strict=True)]

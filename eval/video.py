@@ -1,0 +1,88 @@
+"""Episodes as films: an mp4 with a caption strip, and a contact sheet."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+STRIP = 40  # px of caption under the picture
+MIN_WIDTH = 320  # smaller pictures are enlarged, so that the caption can be read
+
+
+class Film:
+    """An mp4 that is written frame by frame, and appears under its name when closed.
+
+    h264 where PyAV has libx264, else MPEG-4 part 2. Frames are enlarged by a whole factor to at least
+    MIN_WIDTH and padded to an even size. Leaving the `with` block by an error discards the file.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._part = path, path.with_name(f".{path.stem}.part.mp4")
+        self._container = av.open(str(self._part), "w")
+        self._stream = self._container.add_stream(_codec(), rate=round(fps))
+        self._sized = False
+
+    def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Appends a frame; all must have the first one's size."""
+        if not self._sized:
+            self._stream.height, self._stream.width = frame.shape[:2]
+            self._stream.pix_fmt = "yuv420p"
+            self._sized = True
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def __enter__(self) -> "Film":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sized:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+        if kind is None and self._sized:
+            os.replace(self._part, self._path)
+        else:
+            self._part.unlink(missing_ok=True)
+
+
+def captioned(
+    image: UInt8[np.ndarray, "h w 3"], instruction: str, step: int, success: bool
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture above a strip with instruction, step and success; both sides even."""
+    factor = max(1, -(-MIN_WIDTH // image.shape[1]))
+    picture = Image.fromarray(image)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    width, height = picture.width + picture.width % 2, picture.height + STRIP
+    canvas = Image.new("RGB", (width, height + height % 2), (24, 24, 24))
+    canvas.paste(picture, (0, 0))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    draw.text((6, picture.height + 3), instruction, (235, 235, 235), font)
+    draw.text((6, picture.height + 20), f"step {step}", (170, 170, 170), font)
+    if success:
+        draw.text((width - 62, picture.height + 20), "success", (90, 220, 90), font)
+    return np.asarray(canvas)
+
+
+def contact_sheet(
+    frames: list[UInt8[np.ndarray, "h w 3"]], path: Path, columns: int = 4, count: int = 12
+) -> None:
+    """A PNG of `count` frames spread evenly from first to last."""
+    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))]
+    height, width = chosen[0].shape[:2]
+    rows = -(-len(chosen) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 24, np.uint8)
+    for i, frame in enumerate(chosen):
+        y, x = i // columns * height, i % columns * width
+        sheet[y : y + height, x : x + width] = frame
+    part = path.with_name(f".{path.stem}.part.png")
+    Image.fromarray(sheet).save(part)
+    os.replace(part, path)
+
+
+def _codec() -> str:
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"

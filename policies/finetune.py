@@ -1,0 +1,215 @@
+"""python policies/finetune.py model=tiny init=outputs/pretrain data=data/open_drawer_place
+
+Makes a policy: the pretrained backbone's first blocks read the conditions, and an action head is
+trained with them by flow matching. `init=null` starts from nothing. On a laptop: `... steps=200
+batch=16 minutes=5`. Every key is explained in configs/finetune.yaml. Stop it as you like: the same
+command goes on, to the same losses.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfflow.configs.entry import launch
+from selfflow.datasets.normalize import fit, from_json, to_json
+from selfflow.datasets.source import open_sources
+from selfflow.datasets.spec import EMBODIMENTS, UserError
+from selfflow.datasets.windows import Mixture, prefetch
+from selfflow.policies.head import ActionHead, HeadConfig, head_loss
+from selfflow.worldmodel import flow
+from selfflow.worldmodel.checkpoint import Checkpoint, fill, load
+from selfflow.worldmodel.layout import ACTION_CHANNELS, Layout, Robots
+from selfflow.worldmodel.loop import LoopConfig, Run, State, check_run, generator, start
+from selfflow.worldmodel.train import (
+    Inputs,
+    ModelSize,
+    autocast,
+    batch_tokens,
+    describe,
+    rates,
+    report_data,
+    user_errors,
+    window,
+)
+from selfflow.worldmodel.transformer import ModelConfig, VideoActionTransformer
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(LoopConfig):
+    """Every key of configs/finetune.yaml, which explains them."""
+
+    init: str | None = None
+    model: ModelSize = field(default_factory=ModelSize)
+    layout: Layout = field(default_factory=lambda: Layout(future=0))
+    read_at: float = 0.7
+    head_depth: int = 3
+    draws: int = 4
+    distribution: str = "uniform"
+    time_shift: float = 1.0
+    terminate_weight: float = 1.0
+    shift: int = 4
+    jitter: float = 0.0
+    proprio_dropout: float = 0.0
+    sampling_steps: int = 8
+    execute: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout.future:
+            raise ValueError("layout.future: a policy predicts no frames; leave it at 0")
+        if min(self.draws, self.head_depth, self.sampling_steps) < 1 or self.shift < 0:
+            raise ValueError(
+                "draws, head_depth and sampling_steps are at least 1, shift at least 0"
+            )
+        if not 1 <= self.execute <= self.layout.chunk:
+            raise ValueError(
+                f"execute={self.execute}: choose 1 .. layout.chunk={self.layout.chunk}"
+            )
+        if not 0 <= self.proprio_dropout < 1 or not 0 <= self.jitter < 1:
+            raise ValueError("proprio_dropout and jitter lie in 0 .. 1")
+        flow.Schedule(distribution=self.distribution, shift=self.time_shift)
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """The backbone's part that reads the conditions."""
+        whole = ModelConfig(
+            **asdict(self.model), attention="prefix", modalities=self.layout.modalities()
+        )
+        return whole.encoder(whole.block_at(self.read_at))
+
+    @property
+    def head(self) -> HeadConfig:
+        """The action head, as wide as the backbone."""
+        m = self.model
+        return HeadConfig(
+            m.hidden,
+            self.head_depth,
+            m.heads,
+            m.mlp_ratio,
+            self.layout.chunk,
+            ACTION_CHANNELS,
+            m.hidden,
+        )
+
+
+def check(config: FinetuneConfig) -> None:
+    """Raises UserError for what can be known before anything is written."""
+    with user_errors():
+        check_run(config)
+        if config.init is not None:
+            check_init(config, load(config.init))
+
+
+def main(config: FinetuneConfig) -> None:
+    """Trains until `steps` or `minutes` are over, or a signal says stop."""
+    sources, weights = open_sources(config.sources)
+    device = start(config)
+    student, robots = build(config, rates(sources))
+    state = State(student.to(device), config)
+    with user_errors():
+        run = Run(config, state, "finetune")
+        statistics = from_json(load(run.resumed).statistics) if run.resumed else fit(sources)
+        report_data(sources)
+        meta = policy_config(config, robots)
+        spec = window(config.layout, config.shift, only_with_actions=True)
+        mixture = Mixture(sources, weights, spec, config.seed)
+        batches = prefetch(mixture, range(state.step, config.steps), config.batch)
+        for step, batch in run.batches(batches):
+            inputs = batch_tokens(batch, config.layout, robots, statistics)
+            loss = policy_loss(student, inputs, config, generator(config.seed, step), device)
+            norm = state.update(loss, config.batch, batch.ids)
+            run.log(config.batch, loss=loss, grad_norm=norm)
+            if run.due():
+                run.save(meta, to_json(statistics))
+        run.save(meta, to_json(statistics))
+        run.finish()
+
+
+def build(config: FinetuneConfig, data_rates: dict[str, float]) -> tuple[nn.ModuleDict, Robots]:
+    """Backbone part and head, filled from `init`, and the embodiments in their one-hot's order."""
+    student = nn.ModuleDict(
+        {"backbone": VideoActionTransformer(config.encoder), "head": ActionHead(config.head)}
+    )
+    robots = Robots(tuple(EMBODIMENTS), tuple(e.control_hz for e in EMBODIMENTS.values()))
+    if config.init is not None:
+        with user_errors():
+            given = load(config.init)
+            check_init(config, given)
+            wanted = student["backbone"].state_dict()
+            have = given.part("backbone")
+            fill(student["backbone"], {k: have[k] for k in wanted if k in have}, str(given.path))
+            if given.config["kind"] == "policy":
+                fill(student["head"], given.part("head"), str(given.path))
+        robots = Robots(*(tuple(v) for v in given.config["embodiments"].values()))
+        left = len(have) - len(wanted)
+        print(f"init: {given.path}, {len(wanted)} tensors of the backbone taken, {left} not needed")
+    return student, robots.extended(data_rates)
+
+
+def check_init(config: FinetuneConfig, given: Checkpoint) -> None:
+    """Raises UserError if the backbone to start from is of another shape."""
+    theirs = ModelConfig.from_dict(given.config["model"])
+    block = config.encoder.depth
+    if theirs.depth < block:
+        raise UserError(f"init={config.init} has {theirs.depth} blocks, read_at needs {block}")
+    part, mine = (
+        replace(theirs.encoder(block), attention="prefix").to_dict(),
+        config.encoder.to_dict(),
+    )
+    differ = [f"{k} (init {part[k]}, here {mine[k]})" for k in mine if part[k] != mine[k]]
+    if differ:
+        raise UserError(
+            f"init={config.init} is another model: {', '.join(differ)}; "
+            "give the model= and layout. of the pretraining"
+        )
+
+
+def policy_config(config: FinetuneConfig, robots: Robots) -> dict[str, Any]:
+    """A policy checkpoint's config.json."""
+    meta = describe("policy", config, config.encoder, config.layout, robots)
+    decision = {"steps": config.sampling_steps, "execute": config.execute}
+    return meta | {"head": config.head.to_dict(), "decision": decision}
+
+
+def policy_loss(
+    student: nn.ModuleDict,
+    inputs: Inputs,
+    config: FinetuneConfig,
+    random: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    """Flow-matching loss of the action chunks, augmented, for `draws` draws of the noise."""
+    inputs = augment(inputs, config, random).to(device)
+    actions, weight = inputs.tokens["action"], inputs.mask["action"].clone()
+    weight[..., -1] *= config.terminate_weight
+    size = len(actions)
+    noise = torch.randn(config.draws, *actions.shape, generator=random).to(device)
+    tau = flow.sample_time((config.draws, size), random, config.distribution, config.time_shift).to(
+        device
+    )
+    with autocast(config, device):
+        memory = student["backbone"].condition_features(
+            inputs.tokens, torch.zeros(size, device=device), inputs.valid, config.encoder.depth
+        )
+        return head_loss(student["head"], actions, weight, memory, noise, tau)
+
+
+def augment(inputs: Inputs, config: FinetuneConfig, random: torch.Generator) -> Inputs:
+    """Brightness and contrast of the frames, absence of proprioception, one draw a sample."""
+    tokens, valid = dict(inputs.tokens), dict(inputs.valid)
+    size = len(tokens["context"])
+    if config.jitter:
+        bright, contrast = (2 * torch.rand(2, size, 1, 1, generator=random) - 1) * config.jitter
+        frames = tokens["context"]
+        mean = frames.mean((1, 2), keepdim=True)
+        tokens["context"] = ((frames - mean) * (1 + contrast) + mean + bright).clamp(-1, 1)
+    if config.proprio_dropout:
+        kept = torch.rand(size, 1, generator=random) >= config.proprio_dropout
+        valid["proprio"] = valid["proprio"] & kept
+    return Inputs(tokens, valid, inputs.mask)
+
+
+if __name__ == "__main__":
+    launch(FinetuneConfig, main, "finetune", check=check)

@@ -1,0 +1,212 @@
+"""A trained policy in the loop: observation -> conditions -> sampled action chunk -> robot units.
+
+B = 1 batch, T frames, K actions, C = 8 action channels.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from selfflow.datasets.normalize import (
+    Statistics,
+    check_conventions,
+    denormalize_action,
+    from_json,
+    of_embodiment,
+    proprio_features,
+)
+from selfflow.datasets.spec import (
+    ACTION_DIM,
+    ACTION_NAMES,
+    EMBODIMENTS,
+    GRIPPER,
+    ActionChunk,
+    Embodiment,
+    Observation,
+    UserError,
+)
+from selfflow.datasets.text import ENCODER, embed_batch
+from selfflow.datasets.windows import resize
+from selfflow.policies.head import ActionHead, HeadConfig
+from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load
+from selfflow.worldmodel.layout import Layout, Robots
+from selfflow.worldmodel.sampler import euler
+from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
+
+TERMINATE = ACTION_DIM  # the channel after the action's own
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a policy checkpoint holds, ready to run."""
+
+    backbone: VideoActionTransformer
+    head: ActionHead
+    layout: Layout
+    robots: Robots
+    statistics: Statistics
+    decision: dict[str, int]
+
+
+class FlowPolicy:
+    """Samples a chunk of actions by flow matching; fixed by its checkpoint and seed."""
+
+    def __init__(
+        self, parts: Parts, robot: Embodiment, steps: int, execute: int, seed: int = 0
+    ) -> None:
+        if not 1 <= execute <= parts.layout.chunk or steps < 1:
+            raise UserError(
+                f"execute={execute}, steps={steps}: the chunk has {parts.layout.chunk} actions; "
+                f"choose execute=1..{parts.layout.chunk} and steps >= 1"
+            )
+        self.parts, self.robot, self.embodiment = parts, robot, robot.name
+        self.steps, self.execute, self.seed = steps, execute, seed
+        self._texts: dict[str, Tensor] = {}
+        self.reset()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        embodiment: str = "google_robot",
+        steps: int | None = None,
+        execute: int | None = None,
+        seed: int = 0,
+    ) -> "FlowPolicy":
+        """From a run or a checkpoint folder; steps (Euler) and execute default to the checkpoint's.
+
+        Raises UserError where the checkpoint is missing or damaged, is no policy, was made for
+        other actions, or has no statistics of this embodiment.
+        """
+        if embodiment not in EMBODIMENTS:
+            raise UserError(f"embodiment={embodiment}: choose one of {', '.join(EMBODIMENTS)}")
+        robot = EMBODIMENTS[embodiment]
+        try:
+            given = load(path, "policy")
+            check_contract(given, robot)
+            parts = assemble(given, embodiment)
+        except CheckpointError as e:
+            raise UserError(str(e)) from e
+        decision = parts.decision
+        return cls(parts, robot, steps or decision["steps"], execute or decision["execute"], seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forgets the frames; the noise follows from the seed (None: the policy's own)."""
+        chosen = self.seed if seed is None else seed
+        self._random = torch.Generator().manual_seed(chosen)
+        self._step = 0
+        self._frames: deque[tuple[int, np.ndarray]] = deque()
+
+    @torch.inference_mode()
+    def act(self, observation: Observation) -> ActionChunk:
+        """The next `execute` actions in physical units, gripper within 0 .. 1."""
+        tokens, valid = self._conditions(observation)
+        p = self.parts
+        features = p.backbone.condition_features(
+            tokens, torch.zeros(1), valid, p.backbone.config.depth
+        )
+        memory = p.head.read(features)
+        noise = torch.randn(1, p.layout.chunk, p.head.config.channels, generator=self._random)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return p.head(x, torch.full((1,), t), memory)
+
+        chunk = euler(velocity, noise, self.steps)[0, : self.execute].numpy()
+        self._step += self.execute
+        actions = denormalize_action(chunk[:, :ACTION_DIM], p.statistics)
+        actions[:, GRIPPER] = np.clip(actions[:, GRIPPER], 0, 1)
+        return ActionChunk(actions.astype(np.float32), chunk[:, TERMINATE] > 0)
+
+    def _conditions(self, observation: Observation) -> tuple[Tokens, Tokens]:
+        layout = self.parts.layout
+        camera = self.robot.cameras[0]
+        if camera not in observation["images"]:
+            have = ", ".join(observation["images"])
+            raise ValueError(f"{self.embodiment} needs camera {camera}; the observation has {have}")
+        image = resize(observation["images"][camera], layout.height, layout.width)
+        frames, frame_valid = self._history(image)
+        proprio = proprio_features(observation["proprio"], self.parts.statistics)
+        return layout.condition_tokens(
+            torch.from_numpy(frames)[None],
+            torch.from_numpy(frame_valid)[None],
+            self._text(observation["instruction"]),
+            self.parts.robots.tokens([self.embodiment]),
+            torch.from_numpy(np.asarray(proprio, np.float32))[None],
+            torch.ones(1, dtype=torch.bool),
+        )
+
+    def _history(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[np.ndarray, np.ndarray]:
+        """Frames at the layout's offsets: the latest that is old enough; none before step 0."""
+        layout = self.parts.layout
+        self._frames.append((self._step, image))
+        wanted = [self._step + offset for offset in layout.frame_offsets[: layout.context]]
+        while len(self._frames) > 1 and self._frames[1][0] <= wanted[0]:
+            self._frames.popleft()
+        shown = [_latest(self._frames, step) for step in wanted]
+        return np.stack(shown), np.array([step >= 0 for step in wanted])
+
+    def _text(self, instruction: str) -> Tensor:
+        if instruction not in self._texts:
+            self._texts[instruction] = torch.from_numpy(embed_batch([instruction]))
+        return self._texts[instruction]
+
+
+load_policy: Callable[..., FlowPolicy] = FlowPolicy.load
+
+
+def check_contract(given: Checkpoint, robot: Embodiment) -> None:
+    """Raises UserError unless the checkpoint acts as selfflow.datasets.spec says."""
+    have, want = (
+        given.config["action"],
+        {
+            "names": list(ACTION_NAMES),
+            "dim": ACTION_DIM,
+            "frame": robot.frame,
+            "rotation": robot.rotation,
+            "gripper": robot.gripper,
+        },
+    )
+    differ = [f"{k} is {have.get(k)}, not {v}" for k, v in want.items() if have.get(k) != v]
+    if differ:
+        raise UserError(f"checkpoint {given.path} has another action space: {'; '.join(differ)}")
+    check_conventions(of_embodiment(from_json(given.statistics), robot.name), robot)
+    if given.config["text_encoder"] != ENCODER:
+        raise UserError(
+            f"checkpoint {given.path} reads text by {given.config['text_encoder']}; have {ENCODER}"
+        )
+
+
+def assemble(given: Checkpoint, embodiment: str) -> Parts:
+    """Modules with the checkpoint's weights, in fp32 on the CPU."""
+    config: dict[str, Any] = given.config
+    backbone = VideoActionTransformer(ModelConfig.from_dict(config["model"]))
+    head = ActionHead(HeadConfig(**config["head"]))
+    fill(backbone, given.part("backbone"), str(given.path))
+    fill(head, given.part("head"), str(given.path))
+    robots = Robots(*(tuple(v) for v in config["embodiments"].values()))
+    for module in (backbone, head):
+        _freeze(module)
+    return Parts(
+        backbone,
+        head,
+        Layout(**config["layout"]),
+        robots,
+        from_json(given.statistics)[embodiment],
+        config["decision"],
+    )
+
+
+def _freeze(module: nn.Module) -> None:
+    module.eval().requires_grad_(False)
+
+
+def _latest(frames: Sequence[tuple[int, np.ndarray]], step: int) -> np.ndarray:
+    old_enough = [image for at, image in frames if at <= step]
+    return old_enough[-1] if old_enough else frames[0][1]

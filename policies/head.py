@@ -1,0 +1,146 @@
+"""The action head: a small flow-matching transformer that reads the backbone's condition features.
+
+B batch, N noise draws a sample, K actions, C = 8 channels, L memory tokens, D width, H heads;
+time tau: 1 noise, 0 data; velocity = noise - actions.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfflow.worldmodel.layers import (
+    Attention,
+    KeyValue,
+    TimeEmbedding,
+    attend,
+    grid_positions,
+    initialise,
+    mlp,
+    modulate,
+    split_heads,
+    zero,
+)
+
+Memory = tuple[KeyValue, ...]  # per block, of the condition features
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Sizes of the head."""
+
+    hidden: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    chunk: int  # K
+    channels: int  # C
+    memory: int  # width of the condition features
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.heads, self.chunk) < 1 or self.hidden % self.heads:
+            raise ValueError(f"head: hidden must be a multiple of heads, sizes at least 1: {self}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class HeadBlock(nn.Module):
+    """adaLN-Zero: attention over the K actions, attention to memory, MLP."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        width, self.heads = config.hidden, config.heads
+        self.modulation = nn.Linear(width, 9 * width)
+        self.attention = Attention(width, config.heads)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(config.memory, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = mlp(width, int(width * config.mlp_ratio))
+
+    def read(self, memory: Float[Tensor, "B L M"]) -> KeyValue:
+        """Keys and values of the memory, the same for every tau."""
+        key, value = (split_heads(part, self.heads) for part in self.key_value(memory).chunk(2, -1))
+        return key, value
+
+    def forward(self, x: Tensor, c: Tensor, memory: KeyValue) -> Float[Tensor, "BN K D"]:
+        """x (B·N, K, D); c (B·N, 1, D)."""
+        s1, a1, g1, s2, a2, g2, s3, a3, g3 = self.modulation(c).chunk(9, -1)
+        x = torch.addcmul(x, g1, self.attention(modulate(x, s1, a1))[0])
+        x = torch.addcmul(x, g2, self._look(modulate(x, s2, a2), memory))
+        return torch.addcmul(x, g3, self.mlp(modulate(x, s3, a3)))
+
+    def _look(self, x: Tensor, memory: KeyValue) -> Tensor:
+        # the N draws of a sample ask side by side, so that its memory is not copied N times
+        query = self.query(x).view(memory[0].shape[0], -1, x.shape[-1])
+        return self.out(attend(split_heads(query, self.heads), *memory)).view(x.shape)
+
+
+class ActionHead(nn.Module):
+    """Noised action chunk, its time and the memory -> velocity."""
+
+    positions: Tensor
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden
+        self.time = TimeEmbedding(width)
+        self.input = nn.Linear(config.channels, width)
+        self.embedding = nn.Parameter(torch.randn(config.chunk, width) * 0.02)
+        self.register_buffer(
+            "positions", grid_positions((config.chunk, 1, 1), width), persistent=False
+        )
+        self.blocks = nn.ModuleList(HeadBlock(config) for _ in range(config.depth))
+        self.final = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, config.channels)
+        initialise(self)
+        for block in self.blocks:
+            zero(block.modulation)  # type: ignore[arg-type]
+        zero(self.final)
+        zero(self.output)
+
+    def read(self, features: Float[Tensor, "B L M"]) -> Memory:
+        """The condition features as every block's keys and values; once a decision."""
+        normed = F.layer_norm(features, features.shape[-1:], eps=1e-6)
+        return tuple(block.read(normed) for block in self.blocks)  # type: ignore[operator]
+
+    def forward(
+        self, x: Float[Tensor, "BN K C"], tau: Float[Tensor, "BN"], memory: Memory
+    ) -> Float[Tensor, "BN K C"]:
+        """Velocity at time tau; N consecutive rows of x share one row of memory."""
+        c = F.silu(self.time(tau[:, None]))
+        x = self.input(x) + (self.positions + self.embedding)
+        for block, keys_values in zip(self.blocks, memory, strict=True):
+            x = block(x, c, keys_values)
+        return self.output(modulate(x, *self.final(c).chunk(2, -1)))
+
+    def velocity(
+        self, x: Float[Tensor, "BN K C"], tau: Float[Tensor, "BN"], memory: Float[Tensor, "B L M"]
+    ) -> Float[Tensor, "BN K C"]:
+        """`forward` on unread condition features."""
+        return self(x, tau, self.read(memory))
+
+
+def head_loss(
+    head: ActionHead,
+    actions: Float[Tensor, "B K C"],
+    weight: Float[Tensor, "B K C"],
+    memory: Float[Tensor, "B L M"],
+    noise: Float[Tensor, "N B K C"],
+    tau: Float[Tensor, "N B"],
+) -> Tensor:
+    """Weighted mean squared error of the velocity, over N noise draws that share the memory.
+
+    An entry of weight 0 (an action after the episode's end, an unknown channel) has no gradient.
+    """
+    time = tau.T[..., None, None]
+    x1, x0 = noise.transpose(0, 1), actions[:, None]
+    x = torch.lerp(x0.expand_as(x1), x1, time).flatten(0, 1)
+    predicted = head.velocity(x, tau.T.flatten(), memory).float().view(x1.shape)
+    per_entry = (predicted - (x1 - x0)).square().mean(1)
+    return (per_entry * weight).sum() / weight.sum().clamp(min=1)

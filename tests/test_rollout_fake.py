@@ -1,0 +1,269 @@
+"""The closed loop on the simulator without physics: rules of an episode, folder, resuming, workers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selfflow.datasets.spec import ActionChunk, UserError, task_named
+from selfflow.envs.fake import HANDLE, PointSimulator, make_fake
+from selfflow.eval import parts, results, simpler_rollout, workers
+from selfflow.eval.parts import RolloutConfig
+from selfflow.eval.rollout import BAD_ACTION, STEP_LIMIT, TERMINATED, run_episode
+
+PLACE, CLOSE = task_named("open_drawer_place"), task_named("close_top_drawer")
+
+
+class Script:
+    """A policy that plays the given chunks, the last one for ever."""
+
+    embodiment = "google_robot"
+
+    def __init__(self, *chunks: ActionChunk) -> None:
+        self.chunks, self.asked = chunks, []
+
+    def reset(self, seed: int | None = None) -> None:
+        self.asked, self.seed = [], seed
+
+    def act(self, observation) -> ActionChunk:
+        self.asked.append(observation["instruction"])
+        return self.chunks[min(len(self.asked), len(self.chunks)) - 1]
+
+
+class Solver:
+    """Solves the fake open_drawer_place, one waypoint a decision."""
+
+    embodiment = "google_robot"
+
+    def __init__(self, simulator: PointSimulator) -> None:
+        self.simulator = simulator
+
+    def reset(self, seed: int | None = None) -> None:
+        self.step = 0
+
+    def act(self, observation) -> ActionChunk:
+        apple = self.simulator.privileged()["apple"][:3].astype(float)
+        pulled = HANDLE + [0.25, 0, 0]
+        plan = [(HANDLE, 1), (HANDLE, 0), (pulled, 0), (pulled, 1), None, (apple, 1), (apple, 0)]
+        plan += [(HANDLE + [0.1, 0, 0.1], 0), (HANDLE + [0.1, 0, 0.1], 1), None]
+        waypoint, self.step = plan[self.step], self.step + 1
+        if waypoint is None:
+            return chunk(1, ends=0)
+        move = self.simulator.to_base(waypoint[0]) - observation["proprio"][:3]
+        return ActionChunk(np.array([[*move, 0, 0, 0, waypoint[1]]]))
+
+
+def chunk(count: int, ends: int | None = None, dx: float = 0.0) -> ActionChunk:
+    actions = np.zeros((count, 7))
+    actions[:, 0] = dx
+    return ActionChunk(actions, None if ends is None else np.arange(count) == ends)
+
+
+def test_solver_succeeds_and_terminates():
+    env = make_fake(PLACE)
+    for seed in (200_000, 200_001):
+        episode = run_episode(env, Solver(env.simulator), seed)
+        assert (episode.success, episode.early_stop, episode.ever) == (True, True, True)
+        assert episode.reason == TERMINATED
+        assert (episode.steps, episode.first_success, episode.subtask_steps) == (8, 8, (4,))
+        assert len(episode.latencies) == 10  # two of the ten decisions only said terminate
+        assert episode.progress["lifted"] == 1
+        assert (episode.clipped, episode.ik_failed) == (0, 0)
+
+
+def test_without_terminate_the_environment_advances_at_100_and_the_chunk_is_dropped():
+    policy = Script(chunk(8))
+    episode = run_episode(make_fake(PLACE), policy, 1)
+    assert (episode.steps, episode.reason, episode.subtask_steps) == (200, STEP_LIMIT, (100,))
+    # 12 chunks of 8 and one of which only 4 were executed; then 12 whole and one of 4 up to 200
+    assert policy.asked == ["open top drawer"] * 13 + ["place apple into top drawer"] * 13
+    assert policy.seed == 1
+
+
+def test_terminate_comes_before_its_step_and_drops_the_rest():
+    policy = Script(chunk(5, ends=3), chunk(5, ends=2))
+    episode = run_episode(make_fake(PLACE), policy, 1)
+    assert (episode.steps, episode.reason, episode.subtask_steps) == (5, TERMINATED, (3,))
+    assert policy.asked == ["open top drawer", "place apple into top drawer"]
+
+
+def test_success_is_read_three_ways():
+    env = make_fake(CLOSE)
+    reach, grip, shut, pull = [], [], [], []
+
+    class Closes(Script):
+        """Shuts the drawer within a chunk and pulls it open again at its end."""
+
+        def act(self, observation) -> ActionChunk:
+            self.asked.append("")
+            if len(self.asked) > 1:
+                return chunk(1, ends=0)
+            handle = env.simulator.to_base(HANDLE + [0.2, 0, 0])
+            forth = env.simulator.to_base(HANDLE) - handle
+            for moves, move, opening in (
+                (reach, handle - observation["proprio"][:3], 1),
+                (grip, np.zeros(3), 0),
+                (shut, forth, 0),
+                (pull, -forth, 0),
+            ):
+                moves.append([*move, 0, 0, 0, opening])
+            return ActionChunk(np.array(reach + grip + shut + pull))
+
+    episode = run_episode(env, Closes(), 5)
+    assert (episode.success, episode.early_stop, episode.ever) == (False, False, True)
+    assert (episode.first_success, episode.steps) == (3, 4)
+
+
+def test_counts_and_bad_actions():
+    episode = run_episode(make_fake(CLOSE), Script(chunk(1, dx=3.0)), 1)
+    assert episode.clipped == episode.steps == 113
+    assert episode.ik_failed > 100  # it left the reach at once
+    episode = run_episode(make_fake(CLOSE), Script(chunk(2), chunk(2, dx=np.nan)), 1)
+    assert (episode.reason, episode.steps) == (BAD_ACTION, 2)
+    with pytest.raises(ValueError, match="empty chunk"):
+        run_episode(make_fake(CLOSE), Script(chunk(0)), 1)
+
+
+def test_record_sees_every_observation_once():
+    seen = []
+    episode = run_episode(
+        make_fake(CLOSE),
+        Script(chunk(7)),
+        1,
+        lambda observation, info, step: seen.append((step, observation["images"]["wrist_camera"].shape)),
+    )
+    assert seen == [(step, (16, 16, 3)) for step in range(episode.steps + 1)]
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+def config(out: Path, **other) -> RolloutConfig:
+    known = {
+        "task": "close_top_drawer",
+        "backend": "fake",
+        "placement": "mild",
+        "policy": "random",
+        "checkpoint": None,
+        "execute": None,
+        "steps": None,
+        "episodes": 4,
+        "seed": 200_000,
+        "split": "test",
+        "workers": 1,
+        "videos": 1,
+        "out": str(out),
+    }
+    return RolloutConfig(**(known | other))
+
+
+def lines(out: Path) -> list[dict]:
+    found = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    for line in found:
+        line["latencies"] = len(line["latencies"])
+    return found
+
+
+def test_main_writes_what_it_says(tmp_path, capsys):
+    out = tmp_path / "run"
+    summary = simpler_rollout.main(config(out))
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "episode_200000.mp4",
+        "episode_200000.png",
+        "episodes.jsonl",
+        "summary.json",
+    ]
+    assert [line["seed"] for line in lines(out)] == [200_000, 200_001, 200_002, 200_003]
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["episodes"] == 4
+    assert summary["task"] == "close_top_drawer"
+    printed = capsys.readouterr().out
+    assert printed.count("success so far") == 4
+    assert "4/4" in printed
+    assert str(out) in printed
+    assert "Wilson" in printed
+
+
+def test_resuming_gives_the_run_that_was_not_stopped(tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    simpler_rollout.main(config(whole))
+    simpler_rollout.main(config(stopped, episodes=2))
+    with open(stopped / "episodes.jsonl", "a") as f:
+        f.write('{"seed": 200002, "succ')  # a kill in the middle of a line
+    ran = []
+    original = workers.run_episode
+    monkeypatch.setattr(workers, "run_episode", lambda *a, **k: ran.append(a[2]) or original(*a, **k))
+    simpler_rollout.main(config(stopped))
+    assert ran == [200_002, 200_003]
+    assert lines(stopped) == lines(whole)
+    simpler_rollout.main(config(stopped))  # nothing left to do
+    assert ran == [200_002, 200_003]
+    assert lines(stopped) == lines(whole)
+
+
+def test_a_run_of_another_config_or_anything_else_is_not_continued(tmp_path):
+    out = tmp_path / "run"
+    simpler_rollout.main(config(out, episodes=1, videos=0))
+    with pytest.raises(UserError, match="holds a run with policy=random"):
+        simpler_rollout.check(config(out, policy="hold"))
+    simpler_rollout.check(config(out, episodes=9, workers=2))
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="something else"):
+        simpler_rollout.check(config(tmp_path))
+    with pytest.raises(UserError, match="is a file"):
+        simpler_rollout.check(config(tmp_path / "mine.txt"))
+
+
+def test_workers_give_the_same_episodes(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    simpler_rollout.main(config(one, episodes=3))
+    simpler_rollout.main(config(two, episodes=3, workers=2))
+    assert lines(two) == lines(one)
+    assert (two / "episode_200000.mp4").is_file()
+
+
+def test_a_worker_s_user_error_arrives(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such task"):
+        workers.run_seeds(
+            config(tmp_path / "x", task="nope", workers=2),
+            [200_000, 200_001],
+            tmp_path / "x",
+            lambda message: None,
+        )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"task": "nope"}, "choose one of open_top_drawer"),
+        ({"task": "pick_coke_can"}, "not built yet"),
+        ({"backend": "mujco"}, "did you mean mujoco"),
+        ({"placement": "wild"}, "choose one of grid, mild"),
+        ({"policy": "best"}, "choose one of checkpoint, expert, hold, random"),
+        ({"split": "tst"}, "did you mean test"),
+        ({"episodes": 0}, "episodes=0: must be 1 or more"),
+        ({"seed": 7}, "or give split=train"),
+        ({"seed": 199_999, "split": "select"}, "select seeds are 100000..199999"),
+        ({"policy": "checkpoint", "checkpoint": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_check_names_the_cure(tmp_path, wrong, says):
+    with pytest.raises(UserError, match=says) as caught:
+        simpler_rollout.check(config(tmp_path / "x", **wrong))
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_are_the_same_run(tmp_path):
+    alias = config(tmp_path, task="google_robot_close_top_drawer")
+    simpler_rollout.check(alias)
+    assert alias.identity() == config(tmp_path).identity()
+
+
+def test_every_yaml_key_is_a_field():
+    from selfflow.configs.entry import compose
+
+    composed = compose(RolloutConfig, "rollout", [])
+    parts.one_of("backend", composed.backend, parts.BACKENDS)
+    assert results.EPISODES == "episodes.jsonl"

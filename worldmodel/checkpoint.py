@@ -1,0 +1,213 @@
+"""Run folders and checkpoints: safetensors and JSON only, nothing is ever unpickled.
+
+    out/config.json, log.jsonl
+    out/checkpoints/step-000500/
+        model.safetensors   moving-average weights, what a user loads
+        config.json         kind, model, layout, embodiments, text encoder, action space, provenance
+        stats.json          normalisation statistics by embodiment
+        train/              student.safetensors, optimizer.safetensors, state.json, and
+                            average.safetensors where model.safetensors is not float32
+
+A checkpoint is written under another name and renamed when complete, so that a folder called
+step-... is always whole.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Weights = dict[str, Tensor]
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+class RunError(Exception):
+    """A user's mistake about runs: one line; entry points turn it into UserError."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is missing, incomplete, or of another kind."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is needed to use a model."""
+
+    path: Path
+    config: dict[str, Any]
+    statistics: dict[str, Any]
+    weights: Weights
+
+    def part(self, prefix: str) -> Weights:
+        """The weights below `prefix.`, without it."""
+        start = prefix + "."
+        return {k[len(start) :]: v for k, v in self.weights.items() if k.startswith(start)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is needed to go on training."""
+
+    average: Weights
+    student: Weights
+    optimizer: Weights
+    state: dict[str, Any]
+
+
+def folder(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of that step."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def last(run: Path) -> Path | None:
+    """The run's latest checkpoint, if it has any."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(p.name)]
+    return max(found, key=lambda p: int(p.name[5:]), default=None)
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint of a checkpoint or run folder. Raises CheckpointError if there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"checkpoint {path}: no such folder; give a run or a checkpoint folder"
+        )
+    found = path if (path / "model.safetensors").is_file() else last(path)
+    if found is None:
+        raise CheckpointError(
+            f"checkpoint {path}: no checkpoint (model.safetensors), nor a run that has saved one"
+        )
+    return found
+
+
+def save(
+    run: Path,
+    model: Weights,
+    config: dict[str, Any],
+    statistics: dict[str, Any],
+    training: Training,
+    dtype: str = "float32",
+    keep: int = 2,
+) -> Path:
+    """Writes the checkpoint of `training.state["step"]` and deletes all but the last `keep`."""
+    final = folder(run, training.state["step"])
+    draft = final.with_name(f".draft-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / "train").mkdir(parents=True)
+    _write_tensors(draft / "model.safetensors", {k: v.to(DTYPES[dtype]) for k, v in model.items()})
+    write_json(draft / "config.json", config)
+    write_json(draft / "stats.json", statistics)
+    _write_tensors(draft / "train" / "student.safetensors", training.student)
+    _write_tensors(draft / "train" / "optimizer.safetensors", training.optimizer)
+    if dtype != "float32":
+        _write_tensors(draft / "train" / "average.safetensors", training.average)
+    write_json(draft / "train" / "state.json", training.state)
+    if final.exists():
+        shutil.rmtree(final)
+    draft.rename(final)
+    prune(run, keep)
+    return final
+
+
+def prune(run: Path, keep: int) -> None:
+    """Deletes drafts of killed processes and all but the last `keep` checkpoints."""
+    for draft in (run / "checkpoints").glob(".draft-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    steps = sorted((run / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    for old in steps[:-keep]:
+        shutil.rmtree(old)
+
+
+def load(path: str | Path, kind: str | None = None) -> Checkpoint:
+    """A checkpoint for use. Raises CheckpointError if a part is missing or the kind is another."""
+    path = resolve(path)
+    config = _read_json(path / "config.json")
+    if kind is not None and config.get("kind") != kind:
+        cure = {
+            "policy": "; make a policy from it with policies/finetune.py init=" + str(path),
+            "worldmodel": "; give a run of worldmodel/train.py",
+        }.get(kind, "")
+        raise CheckpointError(f"checkpoint {path} is a {config.get('kind')}, not a {kind}{cure}")
+    if not (path / "stats.json").is_file():
+        raise CheckpointError(f"checkpoint {path}: stats.json is missing, so actions have no units")
+    statistics = _read_json(path / "stats.json")
+    return Checkpoint(path, config, statistics, _read_tensors(path / "model.safetensors"))
+
+
+def load_training(path: Path) -> Training:
+    """The part below train/. Raises CheckpointError if it was not kept."""
+    train = path / "train"
+    state = _read_json(train / "state.json")
+    average = train / "average.safetensors"
+    return Training(
+        _read_tensors(average if average.is_file() else path / "model.safetensors"),
+        _read_tensors(train / "student.safetensors"),
+        _read_tensors(train / "optimizer.safetensors"),
+        state,
+    )
+
+
+def fill(module: nn.Module, weights: Weights, where: str) -> None:
+    """Strict loading. Raises CheckpointError that names the first keys that do not fit."""
+    try:
+        module.load_state_dict(weights, strict=True)
+    except RuntimeError as e:
+        raise CheckpointError(f"{where} does not fit this model: {_one_line(e)}") from e
+
+
+def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> Weights:
+    """The optimiser's state as tensors, by parameter name."""
+    return {
+        f"{name}:{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def fill_optimizer(optimizer: Optimizer, module: nn.Module, tensors: Weights) -> None:
+    """Inverse of optimizer_tensors."""
+    parameters = dict(module.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, key = name.rsplit(":", 1)
+        parameter = parameters[parameter_name]
+        # Adam's step counter stays where the optimiser made it: a scalar on the CPU or the device
+        optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(draft, path)
+
+
+def _write_tensors(path: Path, tensors: Weights) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+
+
+def _read_tensors(path: Path) -> Weights:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({_one_line(e)})") from e
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({_one_line(e)})") from e
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,15 @@
+"""The moving average of the student's weights: the teacher, and the model that is kept."""
+
+import torch
+from torch import nn
+
+
+def decay_at(step: int, decay: float, warmup: bool) -> float:
+    """Decay after `step` updates; warm-up min(decay, (1 + n) / (10 + n)) suits short runs."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+@torch.no_grad()
+def update(average: nn.Module, student: nn.Module, decay: float) -> None:
+    """average = decay · average + (1 - decay) · student, for every parameter, in place."""
+    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
