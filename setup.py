@@ -1,4 +1,4 @@
-"""Maps the top-level folders into one import package: datasets/spec.py is selfflow.datasets.spec."""
+"""Maps the top-level folders into one package: datasets/spec.py is selfflow.datasets.spec."""
 
 from setuptools import find_namespace_packages, setup
 

@@ -75,7 +75,7 @@ def typed(config_type: type[Config], cfg: DictConfig) -> Config:
         merged = OmegaConf.merge(_schema(config_type, cfg), cfg)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (ConfigKeyError, ConfigAttributeError) as e:
-        known = e.object_type if dataclasses.is_dataclass(e.object_type) else config_type
+        known: Any = e.object_type if dataclasses.is_dataclass(e.object_type) else config_type
         names = [field.name for field in dataclasses.fields(known)]
         raise UserError(f"{e.full_key}: no such key; {_choices(str(e.key), names)}") from e
     except MissingMandatoryValue as e:
@@ -110,7 +110,10 @@ def _checked(
 
 
 def _run_hydra(
-    config_type: type[Config], main: Callable[[Config], Any], config_name: str, check: "Check[Config]"
+    config_type: type[Config],
+    main: Callable[[Config], Any],
+    config_name: str,
+    check: "Check[Config]",
 ) -> None:
     def run(cfg: DictConfig) -> None:
         # One job of a sweep: `out` is the numbered folder that hydra has made for it.
@@ -152,7 +155,7 @@ def _help(config_name: str) -> str:
     doc = sys.modules["__main__"].__doc__ or ""
     text = (FOLDER / f"{config_name}.yaml").read_text(encoding="utf-8")
     return (
-        f"{doc.strip()}\n\nKeys, their defaults and what they mean (configs/{config_name}.yaml):\n\n"
+        f"{doc.strip()}\n\nKeys, defaults and meanings (configs/{config_name}.yaml):\n\n"
         f"{text}\nFlags: --cfg job prints the composed config; -m key=a,b runs one job a value."
     )
 

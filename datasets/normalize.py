@@ -1,8 +1,8 @@
 """Statistics of actions and proprioception by embodiment, and the scaling that policies use.
 
-The six arm dimensions of an action are scaled so that the 1 % and 99 % quantiles become -1 and 1, and
-clipped there (real data have outliers of 22 m); the gripper is left alone, 0 .. 1. A dimension whose
-quantiles are equal is constant: it becomes 0, and that constant again on the way back.
+The six arm dimensions of an action are scaled so that the 1 % and 99 % quantiles become -1 and 1,
+and clipped there (real data have outliers of 22 m); the gripper is left alone, 0 .. 1. A dimension
+whose quantiles are equal is constant: it becomes 0, and that constant again on the way back.
 """
 
 import json
@@ -135,7 +135,9 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Statistics]:
         wrong = expected.symmetric_difference(entry)
         if wrong:
             raise UserError(f"statistics of {name!r}: missing or unknown: {sorted(wrong)}")
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+        }
         found[name] = Statistics(**plain)
     return found
 

@@ -132,7 +132,10 @@ def dataset_name(folder: Path) -> str:
     """TFDS's name of the dataset: from dataset_info.json, else from the names of the shards."""
     info = folder / "dataset_info.json"
     if info.is_file():
-        return str(json.loads(info.read_text())["name"])
+        try:
+            return str(json.loads(info.read_text())["name"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{info}: says no name of a dataset ({e})") from e
     return next(iter(sorted(folder.glob("*.tfrecord*")))).name.rsplit(".", 1)[0].rsplit("-", 1)[0]
 
 

@@ -1,24 +1,24 @@
 """Rotations for numpy: quaternions wxyz, axis-angle (rotation vectors), rpy, matrices.
 
 Quaternions are wxyz everywhere in selfflow and converted at the borders. All functions take arrays
-with any leading dimensions, work in float64 and are frame-agnostic: `compose(a, b)` rotates by b
-first, then by a, so a rotation given in the base frame is composed from the left.
+(or nested lists) with any leading dimensions, broadcast them, and work in float64. They know no
+frames: `compose(a, b)` rotates by b first, then by a, so a rotation given in the base frame is
+composed from the left.
 """
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
-Array = np.ndarray
 
-
-def canonical(q: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def canonical(q: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     """The same rotation as a unit quaternion with w >= 0."""
-    q = np.asarray(q, np.float64)
-    q = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    return np.where(q[..., :1] < 0, -q, q)
+    unit = np.asarray(q, np.float64)
+    unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
+    return np.where(unit[..., :1] < 0, -unit, unit)
 
 
-def compose(a: Float[Array, "*b 4"], b: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def compose(a: ArrayLike, b: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     """Hamilton product a·b."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     aw, av, bw, bv = a[..., :1], a[..., 1:], b[..., :1], b[..., 1:]
@@ -26,19 +26,19 @@ def compose(a: Float[Array, "*b 4"], b: Float[Array, "*b 4"]) -> Float[Array, "*
     return np.concatenate([w, aw * bv + bw * av + np.cross(av, bv)], axis=-1)
 
 
-def inverse(q: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def inverse(q: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     """The inverse of a unit quaternion."""
     return np.asarray(q, np.float64) * np.array([1.0, -1.0, -1.0, -1.0])
 
 
-def rotate(q: Float[Array, "*b 4"], v: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+def rotate(q: ArrayLike, v: ArrayLike) -> Float[np.ndarray, "*b 3"]:
     """v rotated by the unit quaternion q."""
     q, v = np.asarray(q, np.float64), np.asarray(v, np.float64)
     t = 2.0 * np.cross(q[..., 1:], v)
     return v + q[..., :1] * t + np.cross(q[..., 1:], t)
 
 
-def from_axis_angle(r: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
+def from_axis_angle(r: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     """Quaternion of a rotation vector (axis × angle, rad)."""
     r = np.asarray(r, np.float64)
     half = np.linalg.norm(r, axis=-1, keepdims=True) / 2
@@ -46,7 +46,7 @@ def from_axis_angle(r: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
     return np.concatenate([np.cos(half), r / 2 * np.sinc(half / np.pi)], axis=-1)
 
 
-def to_axis_angle(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3"]:
+def to_axis_angle(q: ArrayLike) -> Float[np.ndarray, "*b 3"]:
     """Rotation vector (rad, angle in [0, pi]) of a quaternion."""
     q = canonical(q)
     s = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
@@ -54,7 +54,7 @@ def to_axis_angle(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3"]:
     return q[..., 1:] * np.where(s > 1e-12, angle / np.maximum(s, 1e-12), 2.0)
 
 
-def from_rpy(rpy: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
+def from_rpy(rpy: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     """Quaternion of roll, pitch, yaw (rad), fixed axes x, y, z in turn ("sxyz", as in RLDS)."""
     half = np.asarray(rpy, np.float64) / 2
     (cr, cp, cy), (sr, sp, sy) = np.moveaxis(np.cos(half), -1, 0), np.moveaxis(np.sin(half), -1, 0)
@@ -69,18 +69,26 @@ def from_rpy(rpy: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
     )
 
 
-def to_matrix(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
+def to_matrix(q: ArrayLike) -> Float[np.ndarray, "*b 3 3"]:
     """Rotation matrix whose columns are the rotated axes."""
     q = np.asarray(q, np.float64)[..., None, :]
     return np.swapaxes(rotate(np.broadcast_to(q, (*q.shape[:-2], 3, 4)), np.eye(3)), -1, -2)
 
 
-def from_matrix(m: Float[Array, "*b 3 3"]) -> Float[Array, "*b 4"]:
+def from_matrix(m: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     """Canonical quaternion of a rotation matrix (largest component first, so never singular)."""
     m = np.asarray(m, np.float64)
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    wx, wy, wz = (
+        m[..., 2, 1] - m[..., 1, 2],
+        m[..., 0, 2] - m[..., 2, 0],
+        m[..., 1, 0] - m[..., 0, 1],
+    )
+    xy, xz, yz = (
+        m[..., 0, 1] + m[..., 1, 0],
+        m[..., 0, 2] + m[..., 2, 0],
+        m[..., 1, 2] + m[..., 2, 1],
+    )
     # The matrix 4·q·qᵀ; any of its rows is q scaled, the one with the largest diagonal the best.
     rows = np.stack(
         [

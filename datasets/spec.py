@@ -13,8 +13,8 @@ One convention, stated here and nowhere else:
   are in the same base frame and apply to the *sensed* pose: p + d, exp(r)·q;
 - gripper: 1 = open, 0 = closed, absolute, in proprioception and in actions;
 - time: one action a control step, `Embodiment.control_hz` steps a second;
-- state for evaluation only (object poses, drawer opening, contacts) is in `info["privileged"]`, never
-  in the observation; success is `info["success"]`.
+- state for evaluation only (object poses, drawer opening, contacts) is in `info["privileged"]`,
+  never in the observation; success is `info["success"]`.
 """
 
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ class Observation(TypedDict):
 class ActionChunk:
     """K actions to execute in turn, in physical units.
 
-    `terminate[k]` says before action k that the current subtask is done: the environment advances to
-    the next subtask and the rest of the chunk is dropped; on the last subtask the episode ends.
+    `terminate[k]` says before action k that the current subtask is done: the environment advances
+    to the next subtask and the rest of the chunk is dropped; on the last subtask the episode ends.
     """
 
     actions: Float[np.ndarray, "K 7"]
@@ -107,7 +107,11 @@ def _drawer(verb: str, drawer: str) -> Task:
 TASKS = {
     t.name: t
     for t in (
-        *(_drawer(verb, drawer) for verb in ("open", "close") for drawer in ("top", "middle", "bottom")),
+        *(
+            _drawer(verb, drawer)
+            for verb in ("open", "close")
+            for drawer in ("top", "middle", "bottom")
+        ),
         Task(
             "open_drawer_place",
             "google_robot",

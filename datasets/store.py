@@ -55,8 +55,9 @@ class EpisodeRecord:
 
     `actions` are the labels (what the expert meant), `executed` what the robot was told (labels
     plus injected noise). With N = T + 1 the last observation has no action. `terminate[t]`, of
-    length T or N: at observation t the subtask is done. `privileged` arrays have N rows. `draws`
-    are all random draws by name; `meta` is anything that JSON can hold.
+    length T or N: at observation t the subtask that `instruction[t]` names is done (a change of
+    instruction says so by itself). `privileged` arrays have N rows. `draws` are all random draws by
+    name; `meta` is anything that JSON can hold.
     """
 
     images: dict[str, list[UInt8[np.ndarray, "_ _ 3"]]]

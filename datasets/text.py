@@ -9,6 +9,7 @@ that an encoder that understands can take its place. Stable across processes and
 import hashlib
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,7 +23,7 @@ TEXT_TOKENS = 1
 def embed(instruction: str) -> Float32[np.ndarray, "1 384"]:
     """One instruction as a row of unit root mean square; zeros if it has no word. Read-only."""
     words = re.findall(r"\w+", instruction.lower())
-    terms = words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    terms = words + [f"{a} {b}" for a, b in pairwise(words)]
     total = np.sum([_signs(term) for term in terms], axis=0) if terms else np.zeros(TEXT_DIM)
     scale = np.sqrt(np.mean(np.square(total)))
     vector = (total / (scale or 1.0)).astype(np.float32)[None]

@@ -2,23 +2,25 @@
 
     B batch, F frames of a window, K actions of a chunk, T observation steps of an episode
 
-A batch depends on (seed, step, rank) and the data alone: nothing is carried from one to the next, so
-the sampler's position *is* the training step, and resuming at step n needs no saved state.
+A batch depends on (seed, step, rank) and the data alone: nothing is carried from one to the next.
+So the sampler's position *is* the training step, and resuming at step n needs no saved state.
 
 Padding at the borders of an episode, for a sample at step t:
 
-| part | where | value | flag |
-|---|---|---|---|
-| frame at t + offset | before the first, after the last | that first or last frame | frame_valid False |
-| action t + k | after the end, or from the step on at which the instruction changes | no motion, the gripper target of the last action before | action_valid False |
-| terminate t + k | the subtask was declared done, or the instruction changed, within t .. t + k | True | terminate_valid True |
-| terminate t + k | after the end, or in an episode without any action | as before the end | terminate_valid False |
+- a frame before the first or after the last repeats that one, with frame_valid False;
+- an action after the end, or from the step on at which the instruction changes, is no motion with
+  the gripper target of the last action before, and action_valid is False;
+- terminate[k] is True once the subtask was declared done, or the instruction changed, within
+  t .. t + k. It is a label up to the end of the episode, also where the action no longer is; after
+  it, and in an episode without any action, terminate_valid is False.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -67,17 +69,18 @@ class Batch:
 def resize(
     image: UInt8[np.ndarray, "_ _ 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """The image at another size by area averaging. An aspect ratio that differs is squashed.
+    """The image at another size by averaging boxes of whole pixels, squashed if its aspect differs.
 
-    Training and policies both use this, so that they see the same picture.
+    Where the ratio is whole this is the area average; enlarging repeats pixels. Training and
+    policies both use it, so that they see the same picture.
     """
     h, w = image.shape[:2]
     if (h, w) == (height, width):
         return image
     picture = Image.fromarray(image)
     if h % height == 0 and w % width == 0:  # whole blocks: the same, in half the time
-        return np.asarray(picture.reduce((w // width, h // height)))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
+        return np.array(picture.reduce((w // width, h // height)))
+    return np.array(picture.resize((width, height), Image.Resampling.BOX))
 
 
 class Mixture:
@@ -106,9 +109,7 @@ class Mixture:
             raise ValueError(f"rank {rank} of {world}")
         rng = np.random.default_rng([self.seed, step, rank])
         samples = [self._sample(rng) for _ in range(size)]
-        columns = zip(*samples, strict=True)
-        stacked = [list(c) if isinstance(c[0], str | tuple) else np.stack(c) for c in columns]
-        return Batch(*stacked)
+        return Batch(*(_joined(column) for column in zip(*samples, strict=True)))
 
     def _load(self, source: int, episode: int) -> "_Episode":
         return _Episode(self.sources[source].signals(episode))
@@ -136,9 +137,8 @@ class Mixture:
         source, episode, spec = self.sources[number], self._episode(number, index), self.spec
         wanted = t + np.array(spec.frames)
         steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
-        images = [
-            resize(im, spec.height, spec.width) for im in source.frames(index, steps.tolist())
-        ]
+        images = source.frames(index, steps.tolist())
+        images = [resize(image, spec.height, spec.width) for image in images]
         dy, dx = rng.integers(-spec.shift, spec.shift + 1, 2)
         signals = episode.signals
         return (
@@ -158,8 +158,9 @@ def shifted(images: UInt8[np.ndarray, "F H W 3"], dy: int, dx: int) -> UInt8[np.
     if dy == dx == 0:
         return images
     h, w = images.shape[1:3]
-    rows, columns = (np.arange(h) - dy).clip(0, h - 1), (np.arange(w) - dx).clip(0, w - 1)
-    return images[:, rows[:, None], columns]
+    margin = max(abs(dy), abs(dx))
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
+    return padded[:, margin - dy :, margin - dx :][:, :h, :w]
 
 
 def prefetch(
@@ -179,6 +180,10 @@ def prefetch(
             yield coming.result()
 
 
+def _joined(values: Sequence[Any]) -> Any:
+    return list(values) if isinstance(values[0], str | tuple) else np.stack(values)
+
+
 class _Episode:
     """Signals of an episode and what padding needs to know of it."""
 
@@ -186,7 +191,7 @@ class _Episode:
         self.signals = signals
         self.steps = len(signals.actions)
         texts = signals.instruction
-        changes = np.array([a != b for a, b in zip(texts, texts[1:], strict=False)], bool)
+        changes = np.array([a != b for a, b in pairwise(texts)], bool)
         # The step, exclusive, up to which each step's instruction lasts.
         ends = np.append(np.flatnonzero(changes) + 1, self.steps)
         self._lasts = ends[np.searchsorted(ends, np.arange(self.steps), side="right")]

@@ -17,7 +17,6 @@ from selfflow.datasets.spec import (
     GRIPPER,
     OPENING,
     POSITION,
-    PROPRIO_DIM,
     ROTATION,
     TOOL_POSITION,
     TOOL_QUATERNION,
@@ -29,10 +28,16 @@ from selfflow.envs.tasks import RULES, draw_placement
 
 Info = dict[str, Any]
 
+_PROPRIO_BOUNDS = (  # position within 10 m, unit quaternion with w >= 0, opening
+    np.array([-10, -10, -10, 0, -1.01, -1.01, -1.01, 0], np.float32),
+    np.array([10, 10, 10, 1.01, 1.01, 1.01, 1.01, 1], np.float32),
+)
+
 
 @runtime_checkable  # so that beartype can check arguments in tests
+@runtime_checkable
 class Simulator(Protocol):
-    """A robot in a scene. Poses are xyz + wxyz in metres; the tool's are in the robot's base frame."""
+    """A robot in a scene. Poses are xyz + wxyz in metres; the tool's in the robot's base frame."""
 
     embodiment: Embodiment
     backend: str  # "mujoco", "simpler", ...
@@ -77,14 +82,14 @@ class RobotEnv(gymnasium.Env):
     | target | sensed position + delta, exp(delta rotation) · sensed orientation, base frame |
     | action out of range | clipped, counted in `info["clipped"]` |
     | action not finite or of wrong shape | ValueError |
-    | next subtask | `advance_subtask()` (the policy said terminate), or at `Task.force_advance_at` |
+    | next subtask | by `advance_subtask()` (policy said terminate) or at `Task.force_advance_at` |
     | reward, success | 1.0 where `info["success"]` holds at this step, else 0.0 |
     | terminated | never: the official result is the last step's |
     | truncated | at `Task.max_steps` |
 
     `reset(seed=s, options={"placement": {...}})` overrides single entries of the drawn placement.
-    `info` at every step: success, subtask, privileged, clipped, ik_failed (counts so far), progress;
-    at reset also task, backend, seed, draws (every random draw by name) and cameras.
+    `info` at every step: success, subtask, privileged, progress, and clipped and ik_failed, counted
+    so far; at reset also task, backend, seed, draws (every random draw by name) and cameras.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (gymnasium's form)
@@ -104,7 +109,7 @@ class RobotEnv(gymnasium.Env):
                         for name, (h, w) in simulator.image_shapes.items()
                     }
                 ),
-                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (PROPRIO_DIM,), np.float32),
+                "proprio": gymnasium.spaces.Box(*_PROPRIO_BOUNDS, dtype=np.float32),
                 "instruction": gymnasium.spaces.Text(
                     200, charset=string.ascii_letters + string.digits + string.punctuation + " "
                 ),
@@ -114,7 +119,9 @@ class RobotEnv(gymnasium.Env):
         low = np.where(np.arange(ACTION_DIM) == GRIPPER, 0, -high).astype(np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, Info]:
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[Observation, Info]:
         """Starts an episode that `seed` fixes entirely."""
         super().reset(seed=seed)
         rng = self.np_random if seed is None else np.random.default_rng(seed)

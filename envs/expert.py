@@ -1,7 +1,7 @@
 """Scripted experts: they read privileged state and act only through the 7-D action.
 
-One plan per task family, written as a generator of waypoints, so it reads top to bottom; the same plan
-runs in the twin and in SIMPLER. Drawers open by hooking the upper edge of the front with closed
+One plan per task family, written as a generator of waypoints, so it reads top to bottom; the same
+plan runs in the twin and in SIMPLER. Drawers open by hooking the upper edge of the front with closed
 fingers pitched 30 degrees down (handles have no collision shape). World frame, metres.
 """
 
@@ -36,7 +36,9 @@ class DrawerExpert:
     def __init__(self, task: Task) -> None:
         family = task.name.split("_")[0]
         if family not in ("open", "close"):
-            raise UserError(f"no scripted expert for {task.name}; there is one for the drawer tasks")
+            raise UserError(
+                f"no scripted expert for {task.name}; there is one for the drawer tasks"
+            )
         self._task, self._closes = task, family == "close"
         self._drawer = 0
         if task.name != "open_drawer_place":
@@ -81,15 +83,21 @@ class DrawerExpert:
         for shift in (0.0, 0.05, -0.05, 0.10):
             y = float(np.clip(self._base_p[1] + 0.09 + shift, -0.2, 0.2))
             front = self._opening  # the front has moved out by what is open already
-            yield from self._go((0.22 + front, y, top + 0.06), turn, CLOSED, tolerance=0.03, angle=0.15)
-            yield from self._go((-0.03 + front, y, top + 0.03), turn, CLOSED, tolerance=0.02, angle=0.15)
-            yield from self._go((-0.03 + front, y, top - 0.02), turn, CLOSED, tolerance=0.012, steps=7)
+            yield from self._go(
+                (0.22 + front, y, top + 0.06), turn, CLOSED, tolerance=0.03, angle=0.15
+            )
+            yield from self._go(
+                (-0.03 + front, y, top + 0.03), turn, CLOSED, tolerance=0.02, angle=0.15
+            )
+            yield from self._go(
+                (-0.03 + front, y, top - 0.02), turn, CLOSED, tolerance=0.012, steps=7
+            )
             for _ in range(14):
                 if self._opening >= 0.20:
                     break
-                yield self._command(self._p + (0.12, 0, 0), turn, CLOSED)
+                yield self._command(np.add(self._p, (0.12, 0, 0)), turn, CLOSED)
             p = self._p.copy()
-            yield from self._go(p + (-0.01, 0, 0.15), turn, CLOSED, tolerance=0.06, steps=8)
+            yield from self._go(np.add(p, (-0.01, 0, 0.15)), turn, CLOSED, tolerance=0.06, steps=8)
             if self._opening >= 0.16:
                 return
 
@@ -103,36 +111,50 @@ class DrawerExpert:
             for _ in range(20):
                 if self._opening <= 0.02:
                     return
-                yield self._command(self._p + (-0.12, 0, 0), turn, CLOSED)
+                yield self._command(np.add(self._p, (-0.12, 0, 0)), turn, CLOSED)
 
     def _place(self) -> Iterator[Command]:
         # Leaning forward by LEAN the wrist stays nearer to the robot: reaches the far apples.
         home = compose(from_axis_angle([0.0, LEAN, 0.0]), self._home_q)
-        yield from self._go(self._home_p + (0, 0, 0.02), home, OPEN, tolerance=0.08, angle=0.25)
+        yield from self._go(
+            np.add(self._home_p, (0, 0, 0.02)), home, OPEN, tolerance=0.08, angle=0.25
+        )
         for _ in range(4):
-            yield from self._go(self._apple + (0, 0, 0.08), home, OPEN, tolerance=0.02, angle=0.12)
+            yield from self._go(
+                np.add(self._apple, (0, 0, 0.08)), home, OPEN, tolerance=0.02, angle=0.12
+            )
             grip = self._apple.copy()
             yield from self._go(grip, home, OPEN, tolerance=0.006, angle=0.12, steps=14)
             for _ in range(5):
                 yield self._command(grip, home, CLOSED)
-            yield from self._go(grip + (0, 0, 0.08), home, CLOSED, tolerance=0.03, steps=8)
+            yield from self._go(np.add(grip, (0, 0, 0.08)), home, CLOSED, tolerance=0.03, steps=8)
             if self._apple[2] < grip[2] + 0.03:
-                yield from self._go(self._p + (0, 0, 0.08), home, OPEN, tolerance=0.03, steps=6)
+                yield from self._go(
+                    np.add(self._p, (0, 0, 0.08)), home, OPEN, tolerance=0.03, steps=6
+                )
                 continue
-            over = np.array([0.02 + 0.55 * self._opening, np.clip(self._apple[1], -0.12, 0.12), 0.96])
+            over = np.array(
+                [0.02 + 0.55 * self._opening, np.clip(self._apple[1], -0.12, 0.12), 0.96]
+            )
             yield from self._go(over, home, CLOSED, tolerance=0.02, angle=0.2)
             over[2] = 0.88
             yield from self._go(over, home, CLOSED, tolerance=0.02, angle=0.2, steps=8)
             for _ in range(4):
                 yield self._command(over, home, OPEN)
-            yield from self._go(over + (0, 0, 0.10), home, OPEN, tolerance=0.04, steps=5)
+            yield from self._go(np.add(over, (0, 0, 0.10)), home, OPEN, tolerance=0.04, steps=5)
             if self._apple[2] < 0.80:
                 return
 
     # --- moves -----------------------------------------------------------------------------------
 
     def _go(
-        self, target, turn: np.ndarray, opening: float, tolerance: float, angle: float = 9.0, steps: int = 25
+        self,
+        target,
+        turn: np.ndarray,
+        opening: float,
+        tolerance: float,
+        angle: float = 9.0,
+        steps: int = 25,
     ) -> Move:
         """Commands until the tool is within tolerance (m) and angle (rad); False after `steps`.
 
@@ -164,8 +186,10 @@ class DrawerExpert:
         return np.array([0.0] * 6 + [opening]), False
 
     def _pitched(self, pitch: float) -> np.ndarray:
-        """Tool pointing at the cabinet and down by `pitch`, fingers closing along y: of the two wrist
-        angles half a turn apart the nearer one."""
+        """Tool pointing at the cabinet and down by `pitch`, fingers closing along y.
+
+        Of the two wrist angles half a turn apart the nearer one.
+        """
         z = np.array([-np.cos(pitch), 0.0, -np.sin(pitch)])
         turns = []
         for side in (1.0, -1.0):
@@ -174,8 +198,10 @@ class DrawerExpert:
         return min(turns, key=lambda q: np.linalg.norm(to_axis_angle(compose(q, inverse(self._q)))))
 
 
-def perturb(action: np.ndarray, rng: np.random.Generator, metres: float, radians: float) -> np.ndarray:
-    """The action with Gaussian noise on its arm part: what is executed while the label stays clean."""
+def perturb(
+    action: np.ndarray, rng: np.random.Generator, metres: float, radians: float
+) -> np.ndarray:
+    """The action with Gaussian noise on its arm part: executed, while the label stays clean."""
     noise = np.concatenate([rng.normal(0, metres, 3), rng.normal(0, radians, 3), [0.0]])
     turned = compose(from_axis_angle(noise[3:6]), from_axis_angle(action[3:6]))
     return np.array([*(action[:3] + noise[:3]), *to_axis_angle(turned), action[6]])

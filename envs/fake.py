@@ -41,7 +41,7 @@ class PointSimulator:
         return {"shade": float(self._shade)}
 
     def step(self, position: np.ndarray, quaternion: np.ndarray, opening: float) -> bool:
-        """Teleports the tool unless the target is out of reach; what the gripper holds comes along."""
+        """Teleports the tool, and what it holds, unless the target is out of reach."""
         reached = bool(np.linalg.norm(position - [0, 0, 1]) <= REACH)
         if reached:
             self._position, self._quaternion = np.array(position), canonical(quaternion)
@@ -114,7 +114,7 @@ class PointSimulator:
         return self._base + rotate(self._heading, self._position)
 
     def _handle(self, drawer: int) -> np.ndarray:
-        return HANDLE + [self._drawers[drawer], 0.0, -PITCH * drawer]
+        return HANDLE + np.array([self._drawers[drawer], 0.0, -PITCH * drawer])
 
     def _release(self) -> None:
         if self._held == len(DRAWERS):

@@ -6,6 +6,7 @@ Legend: N substeps, J arm joints (9, the head included).
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sapien
@@ -31,23 +32,34 @@ class Joint:
 
 
 ARM = {
-    "joint_torso": Joint(-0.2639457174606611, 1700, 1059.9791902443303, 300),
-    "joint_shoulder": Joint(0.0831913360274175, 1737.0471680861954, 1010.4720585373592, 300),
-    "joint_bicep": Joint(0.5017611504652179, 979.975871856535, 767.2803161582076, 100),
-    "joint_elbow": Joint(1.156859026208673, 930, 680, 100),
-    "joint_forearm": Joint(0.028583671314766423, 1212.154500274304, 674.9946964336588, 100),
-    "joint_wrist": Joint(1.592598203487462, 432.96500923932535, 274.613381336198, 100),
-    "joint_gripper": Joint(-1.080652960128774, 468.0013365498738, 340.532560578637, 100),
-    "joint_head_pan": Joint(-0.00285961, 2000, 900, 100),
-    "joint_head_tilt": Joint(0.7851361, 2000, 900, 100),
+    "joint_torso": Joint(-0.2639457174606611, 1700.0, 1059.9791902443303, 300.0),
+    "joint_shoulder": Joint(0.0831913360274175, 1737.0471680861954, 1010.4720585373592, 300.0),
+    "joint_bicep": Joint(0.5017611504652179, 979.975871856535, 767.2803161582076, 100.0),
+    "joint_elbow": Joint(1.156859026208673, 930.0, 680.0, 100.0),
+    "joint_forearm": Joint(0.028583671314766423, 1212.154500274304, 674.9946964336588, 100.0),
+    "joint_wrist": Joint(1.592598203487462, 432.96500923932535, 274.613381336198, 100.0),
+    "joint_gripper": Joint(-1.080652960128774, 468.0013365498738, 340.532560578637, 100.0),
+    "joint_head_pan": Joint(-0.00285961, 2000.0, 900.0, 100.0),
+    "joint_head_tilt": Joint(0.7851361, 2000.0, 900.0, 100.0),
 }
 FINGERS = {
-    "joint_finger_right": Joint(0.0, 200, 8, 60),
-    "joint_finger_left": Joint(0.0, 200, 8, 60),
+    "joint_finger_right": Joint(0.0, 200.0, 8.0, 60.0),
+    "joint_finger_left": Joint(0.0, 200.0, 8.0, 60.0),
 }
+# kg m², not SIMPLER's. A finger has 2e-4 kg m² about its joint, and the damping of its drive acts
+# like 1.6e-2 in a substep. PhysX 5 solves contacts with the bare inertia, so that closed fingers
+# rattled and slid off each other by 0.2 rad. With this they rest as in the original.
+FINGER_ARMATURE = 0.02
+# A gripping finger stands still, but PhysX 4 reports 0.1 to 0.3 rad/s (median 0.17) for it in the
+# original's traces. SIMPLER's next path starts from that, and its speed target keeps the grip. PhysX 5
+# reports 0, with which the grip would let go at the start of every control step.
+GRIP_SPEED = 0.17
+HELD_LAG = 0.05  # rad behind the last drive target; a free finger is within 0.002
+TOUCHING = 1.05  # rad; beyond it the fingers meet each other, where PhysX 4 reports no speed either
 FINGER_LIMIT = 1.3  # rad, the joints' upper limit; opening 0
 FINGER_LINKS = {
-    side: tuple(f"link_finger_{part}{side}" for part in ("", "tip_", "nail_")) for side in ("right", "left")
+    side: tuple(f"link_finger_{part}{side}" for part in ("", "tip_", "nail_"))
+    for side in ("right", "left")
 }
 
 # Link -> ((static friction, dynamic friction, restitution), patch radius in m).
@@ -63,7 +75,7 @@ MATERIALS = {
 
 @dataclass(frozen=True)
 class Drives:
-    """Drive targets by substep: angles (rad) in the order of ARM and FINGERS, finger speeds (rad/s)."""
+    """Drive targets by substep, in the order of ARM and FINGERS: rad; rad/s for finger speeds."""
 
     arm: Float[np.ndarray, "N 9"]
     fingers: Float[np.ndarray, "N 2"]
@@ -91,19 +103,27 @@ class GoogleRobot:
         self._fingers = [order.index(name) for name in FINGERS]
         start = np.zeros(len(order))
         for name, joint in (ARM | FINGERS).items():
-            self.joints[name].set_drive_properties(joint.stiffness, joint.damping, joint.force, "force")
+            self.joints[name].set_drive_properties(
+                joint.stiffness, joint.damping, joint.force, "force"
+            )
             self.joints[name].set_friction(0.0)
             start[order.index(name)] = joint.start
+        for name in FINGERS:
+            self.joints[name].set_armature(np.array([FINGER_ARMATURE], np.float32))
+        # With one velocity iteration, as elsewhere, PhysX 5 reports speeds of 10 rad/s for fingers
+        # that rest on each other, and the fingers' next path starts from their speed.
+        self.body.set_solver_velocity_iterations(0)
         self.body.set_root_pose(base)
         self.body.set_qpos(start)
         self.body.set_qvel(np.zeros(len(order)))
-        self._model = self.body.create_pinocchio_model()
+        self._model: Any = self.body.create_pinocchio_model()  # type: ignore[call-arg]
         self._ik_mask = np.isin(np.arange(len(order)), self._arm).astype(np.int32)
         self._tool_index = self.body.links.index(self.links[TOOL])
         self._arm_path = JerkLimited(len(ARM), velocity=1.5, acceleration=2.0, jerk=50.0)
         self._arm_path.reset(self.arm_angles)
+        self.arm_drive = self.arm_angles  # last targets (rad), before the limits
         self._finger_path = JerkLimited(len(FINGERS), velocity=1.0, acceleration=7.0, jerk=50.0)
-        self.finger_drive = self.finger_angles  # last drive targets (rad)
+        self.finger_drive = self.finger_angles
         self._times = np.arange(1, SUBSTEPS + 1) / PHYSICS_HZ
 
     @property
@@ -117,7 +137,7 @@ class GoogleRobot:
         return np.asarray(self.body.get_qpos(), np.float64)[self._fingers]
 
     def opening(self) -> float:
-        """Gripper opening in [0, 1]: 1 - mean finger angle / joint limit. Closed on nothing: 0.17."""
+        """Gripper opening in [0, 1]: 1 - mean finger angle / limit; 0.17 when closed on nothing."""
         return float(np.clip(1.0 - self.finger_angles.mean() / FINGER_LIMIT, 0.0, 1.0))
 
     def tool_pose(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "4"]]:
@@ -131,7 +151,7 @@ class GoogleRobot:
         """Arm angles that put the tool there, from the present ones; None where none were found."""
         angles, found, _ = self._model.compute_inverse_kinematics(
             self._tool_index,
-            sapien.Pose(position, quaternion),
+            sapien.Pose(position.tolist(), quaternion.tolist()),
             initial_qpos=np.asarray(self.body.get_qpos(), np.float64),
             active_qmask=self._ik_mask,
             max_iterations=100,
@@ -147,9 +167,9 @@ class GoogleRobot:
         """Drive targets of the next SUBSTEPS substeps, and whether the pose could be reached."""
         goal = self.inverse_kinematics(position, quaternion)
         arm, _ = self._arm_path.plan(self.arm_angles if goal is None else goal, self._times)
+        self.arm_drive = arm[-1]
         # The arm goes on from where its last path was cut; the fingers from where they are.
-        speed = np.asarray(self.body.get_qvel(), np.float64)[self._fingers]
-        self._finger_path.reset(self.finger_angles, speed)
+        self._finger_path.reset(self.finger_angles, self._finger_speed())
         fingers, finger_speed = self._finger_path.plan(finger_goal, self._times)
         self.finger_drive = fingers[-1]
         # PhysX 4 drives towards no angle beyond a joint's limit, PhysX 5 does.
@@ -157,6 +177,16 @@ class GoogleRobot:
         arm = np.clip(arm, low[self._arm], high[self._arm])
         fingers = np.clip(fingers, low[self._fingers], high[self._fingers])
         return Drives(arm, fingers, finger_speed), goal is not None
+
+    def _finger_speed(self) -> Float[np.ndarray, "2"]:
+        """What the fingers' next path starts with (rad/s): the sensed speed, or GRIP_SPEED for a
+        finger that something holds up on its way."""
+        speed, angles = (
+            np.asarray(self.body.get_qvel(), np.float64)[self._fingers],
+            self.finger_angles,
+        )
+        held = (self.finger_drive - angles > HELD_LAG) & (angles.mean() < TOUCHING)
+        return np.where(held, np.maximum(speed, GRIP_SPEED), speed)
 
     def drive(self, drives: Drives, n: int) -> None:
         """Sets the drive targets of substep n."""

@@ -31,7 +31,7 @@ class StickyGripper:
     |---|---|
     | first of an episode | 0 |
     | otherwise | last opening target - this one |
-    | where that exceeds 0.5 either way | it is repeated for `repeat` steps, whatever comes in between |
+    | where that is beyond ±0.5 | it is sent for `repeat` steps, whatever comes in between |
 
     The goal is the last drive target + 1.31 rad × the relative action, within GOAL_LIMITS.
     """

@@ -34,7 +34,7 @@ def require_renderer() -> Any:
 
 
 def draw_box() -> np.ndarray:
-    """A float (48, 64, 4) picture of a box in its middle (alpha 1, elsewhere 0): tests the renderer."""
+    """A float (48, 64, 4) picture of a box (alpha 1) on nothing (alpha 0): tests the renderer."""
     sapien = require_renderer()
     scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem()])
     scene.set_ambient_light([1.0, 1.0, 1.0])
@@ -56,7 +56,10 @@ def main() -> int:
         print(e, file=sys.stderr)
         return 1
     if picture[24, 32, 3] != 1.0 or picture[2, 2, 3] != 0.0:
-        print("SAPIEN drew a wrong picture of a box: is the driver older than Mesa 25?", file=sys.stderr)
+        print(
+            "SAPIEN drew a wrong picture of a box: is the driver older than Mesa 25?",
+            file=sys.stderr,
+        )
         return 1
     sapien = sys.modules["sapien"]
     device = sapien.render.get_device_summary().splitlines()[0].removeprefix("GPU: ")

@@ -35,8 +35,8 @@ def make_simpler(
     | gripper | opening, sticky (envs/gripper.py) |
     | overlay | whether the photograph covers the background |
 
-    Raises UserError for a task or option that is not there, and where SAPIEN, a Vulkan device or the
-    assets are missing.
+    Raises UserError for a task or option that is not there, and where SAPIEN, a Vulkan device or
+    the assets are missing.
     """
     for name, value, choices in (
         ("task", task.name, RULES),
@@ -44,7 +44,9 @@ def make_simpler(
         ("gripper", gripper, GRIPPERS),
     ):
         if value not in choices:
-            raise UserError(f"{name}={value} with backend=simpler: choose one of {', '.join(choices)}")
+            raise UserError(
+                f"{name}={value} with backend=simpler: choose one of {', '.join(choices)}"
+            )
     robot_urdf(urdf_version)  # missing files are told before the renderer is opened
     sapien = require_renderer()
     sapien.render.set_camera_shader_dir(SHADERS[shader])

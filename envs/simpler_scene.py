@@ -7,6 +7,7 @@ episode, without which the same start does not give the same contacts.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import sapien
@@ -90,22 +91,24 @@ class DrawerScene:
         visual, collision = model_files(APPLE)
         builder = self.scene.create_actor_builder()
         material = sapien.physx.PhysxMaterial(0.5, 0.5, 0.0)
+        density = apple_density(asset("data", "custom", APPLE_TABLE))
         builder.add_multiple_convex_collisions_from_file(
-            str(collision), material=material, density=apple_density(asset("data", "custom", APPLE_TABLE))
+            str(collision), material=material, density=density
         )
         builder.add_visual_from_file(str(visual))
         builder.set_initial_pose(sapien.Pose([*xy, TABLE_HEIGHT + 0.5]))
         entity = builder.build(name=APPLE)
         _light_up(entity)
-        body = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+        body = _component(entity, sapien.physx.PhysxRigidDynamicComponent)
         body.linear_damping = body.angular_damping = 0.1
         body.set_locked_motion_axes([False, False, False, True, True, False])
         self._wait(0.5)
         body.set_locked_motion_axes([False] * 6)
-        body.set_linear_velocity(np.zeros(3))
-        body.set_angular_velocity(np.zeros(3))
+        body.set_linear_velocity((0.0, 0.0, 0.0))
+        body.set_angular_velocity((0.0, 0.0, 0.0))
         self._wait(0.5)
-        if np.linalg.norm(body.linear_velocity) > 1e-3 or np.linalg.norm(body.angular_velocity) > 1e-2:
+        speed, turning = np.linalg.norm(body.linear_velocity), np.linalg.norm(body.angular_velocity)
+        if speed > 1e-3 or turning > 1e-2:
             self._wait(1.5)
         return body
 
@@ -137,19 +140,22 @@ class DrawerScene:
         """Openings of the top, middle and bottom drawer (m)."""
         return np.asarray(self.cabinet.get_qpos(), np.float64)[self._drawer_order]
 
-    def impulse_on_apple(self, bodies: Sequence[object], shape: int | None = None) -> Float[np.ndarray, "3"]:
-        """Sum of the contact impulses (N s, world) on the apple from these bodies in the last substep,
-        from their collision shape of that index only if one is given."""
+    def impulse_on_apple(
+        self, bodies: Sequence[object], shape: int | None = None
+    ) -> Float[np.ndarray, "3"]:
+        """Sum of the contact impulses (N s, world) that these bodies gave the apple in the last
+        substep; of their collision shape of that index alone if one is given."""
         total = np.zeros(3)
         for contact in self.physics.get_contacts():
             a, b = contact.bodies
             if self.apple not in (a, b):
                 continue
-            other, sign = (b, 1.0) if a == self.apple else (a, -1.0)
-            part = contact.shapes[contact.bodies.index(other)]
-            if other not in bodies or (shape is not None and part != other.collision_shapes[shape]):
+            other, part, sign = (b, 1, 1.0) if a == self.apple else (a, 0, -1.0)
+            if other not in bodies:
                 continue
-            total += sign * sum((point.impulse for point in contact.points), np.zeros(3))
+            if shape is not None and contact.shapes[part] != other.collision_shapes[shape]:
+                continue
+            total += sign * np.sum([point.impulse for point in contact.points], axis=0)
         return total
 
     def apple_on_drawer_floor(self) -> bool:
@@ -165,7 +171,7 @@ def apple_density(table: Path) -> float:
 
 
 def load_photo(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """A photograph at the camera's (height, width): bilinear and, as SIMPLER does, not rounded up."""
+    """A photograph at the camera's (height, width), bilinear; values are cut, not rounded."""
     with Image.open(path) as image:
         channels = [
             np.asarray(channel.convert("F").resize((size[1], size[0]), Image.Resampling.BILINEAR))
@@ -181,18 +187,28 @@ def _add_light(scene: sapien.Scene) -> None:
 
 
 def _add_floor(scene: sapien.Scene) -> None:
-    half = [5.0, 5.0, 0.1]
+    half = (5.0, 5.0, 0.1)
+    grey = sapien.render.RenderMaterial(base_color=[0.5, 0.5, 0.5, 1.0])
     builder = scene.create_actor_builder()
     builder.add_box_collision(half_size=half)
-    builder.add_box_visual(half_size=half, material=sapien.render.RenderMaterial(base_color=[0.5] * 4))
+    builder.add_box_visual(half_size=half, material=grey)
     builder.set_initial_pose(sapien.Pose([0.0, 0.0, FLOOR - half[2]]))
     builder.build_static(name="floor")
 
 
 def _light_up(entity: sapien.Entity) -> None:
     """Makes baked colours visible: they are in the emission texture, which SAPIEN 3 scales by 0."""
-    body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
-    for shape in body.render_shapes:
+    for shape in _component(entity, sapien.render.RenderBodyComponent).render_shapes:
         for part in shape.parts:
             if part.material.emission_texture is not None:
                 part.material.set_emission([1.0, 1.0, 1.0, 1.0])
+
+
+Kind = TypeVar("Kind", bound=sapien.Component)
+
+
+def _component(entity: sapien.Entity, kind: type[Kind]) -> Kind:
+    found = entity.find_component_by_type(kind)
+    if not isinstance(found, kind):
+        raise TypeError(f"{entity.name} has no {kind.__name__}")
+    return found

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from selfflow.datasets.rotations import canonical, compose, from_matrix
 from selfflow.datasets.spec import EMBODIMENTS
-from selfflow.envs.google_robot import FINGER_LINKS, SUBSTEPS, TOOL
+from selfflow.envs.google_robot import FINGER_LINKS, SUBSTEPS, TOOL, Drives
 from selfflow.envs.gripper import OpeningGripper, StickyGripper
 from selfflow.envs.simpler_assets import photo
 from selfflow.envs.simpler_scene import TOUCH, DrawerScene, load_photo
@@ -22,8 +22,9 @@ OPTICAL = from_matrix(np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0
 class SimplerDrawerScene:
     """The Google robot before the three-drawer cabinet, the apple on it for tasks that have one.
 
-    Every reset builds a new scene, so an episode repeats exactly. The photograph over the background
-    is the one taken nearest to the robot's place: draw "photo", an index into DRAWER_POSES.
+    Every reset builds a new scene, so an episode repeats exactly. The photograph over the
+    background is the one taken nearest to the robot's place: draw "photo", an index into
+    DRAWER_POSES.
     """
 
     backend = "simpler"
@@ -44,6 +45,8 @@ class SimplerDrawerScene:
         self._photos: dict[str, np.ndarray] = {}
         self._scene: DrawerScene | None = None
         self._picture: np.ndarray | None = None
+        # Never drawn with: while one render system lives, compiled shaders do; else 5-15 s a scene.
+        self._renderer: sapien.render.RenderSystem | None = None
 
     @property
     def scene(self) -> DrawerScene:
@@ -53,9 +56,12 @@ class SimplerDrawerScene:
         return self._scene
 
     def reset(self, placement: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
-        """Builds the scene of a placement (keys: envs/tasks.py); nothing else is drawn at random."""
+        """Builds the scene of a placement (keys: envs/tasks.py); nothing else is random."""
         del rng
-        self.close()
+        self._free_scene()
+        if self._renderer is None:
+            self._renderer = sapien.render.RenderSystem()
+        placement = {name: float(value) for name, value in placement.items()}
         base = (placement["robot_x"], placement["robot_y"], placement["robot_yaw"])
         view = nearest_photo(base[0], base[1])
         self._scene = DrawerScene(
@@ -73,20 +79,24 @@ class SimplerDrawerScene:
     def step(
         self, position: Float[np.ndarray, "3"], quaternion: Float[np.ndarray, "4"], opening: float
     ) -> bool:
-        """Moves for 1/3 s towards a tool pose (base frame) and opening; False where the arm held."""
+        """Moves 1/3 s towards a tool pose (base frame) and opening; False where the arm held."""
         robot = self.scene.robot
         fingers = self._gripper.goal(opening, robot.finger_drive)
         drives, reached = robot.plan(position, quaternion, fingers)
+        self.run(drives)
+        return reached
+
+    def run(self, drives: Drives) -> None:
+        """Moves for one control step along these drive targets."""
         for n in range(SUBSTEPS):
-            robot.drive(drives, n)
+            self.scene.robot.drive(drives, n)
             self.scene.scene.step()
         self._picture = None
-        return reached
 
     def proprio(self) -> Float32[np.ndarray, "8"]:
         """Sensed tool position, quaternion wxyz with w >= 0 (base frame), gripper opening."""
-        position, quaternion = self.scene.robot.tool_pose()
-        return np.concatenate([position, quaternion, [self.scene.robot.opening()]]).astype(np.float32)
+        robot = self.scene.robot
+        return np.concatenate([*robot.tool_pose(), [robot.opening()]]).astype(np.float32)
 
     def render(self) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
         """The overhead camera's picture; drawn once a step, however often it is asked for."""
@@ -118,7 +128,11 @@ class SimplerDrawerScene:
         }
 
     def close(self) -> None:
-        """Frees the scene and its renderer."""
+        """Frees the scene and the renderer; a reset opens them again."""
+        self._free_scene()
+        self._renderer = None
+
+    def _free_scene(self) -> None:
         self._scene = self._picture = None
         gc.collect()  # scene and entities refer to each other
 
@@ -132,7 +146,9 @@ class SimplerDrawerScene:
         scene, links = self.scene, self.scene.robot.links
         if scene.apple is None:
             return False
-        tips = {side: np.asarray(links[names[1]].pose.p) for side, names in FINGER_LINKS.items()}
+        tips = {
+            side: np.asarray(links[names[1]].entity_pose.p) for side, names in FINGER_LINKS.items()
+        }
         closing = tips["left"] - tips["right"]
         closing /= np.linalg.norm(closing)
         for side, direction in (("right", closing), ("left", -closing)):
@@ -145,9 +161,10 @@ class SimplerDrawerScene:
 
 def nearest_photo(x: float, y: float) -> str:
     """The drawer pose (envs/tasks.py) nearest to a robot's place; its photograph is used there."""
-    return min(DRAWER_POSES, key=lambda name: float(np.hypot(*(np.subtract(DRAWER_POSES[name][:2], (x, y))))))
+    distance = {name: np.hypot(px - x, py - y) for name, (px, py, _) in DRAWER_POSES.items()}
+    return min(distance, key=distance.__getitem__)
 
 
 def _numbers(pose: sapien.Pose) -> Float[np.ndarray, "7"]:
     """xyz + canonical wxyz."""
-    return np.concatenate([np.asarray(pose.p, np.float64), canonical(np.asarray(pose.q, np.float64))])
+    return np.concatenate([pose.p, canonical(np.asarray(pose.q, np.float64))])

@@ -37,7 +37,7 @@ MILD = {  # uniform ranges about SIMPLER's middle pose b0 and its apple grid
 def draw_placement(
     task: Task, kind: str, rng: np.random.Generator, seed: int | None
 ) -> dict[str, float]:
-    """Start placement: `mild` draws from ranges, `grid` takes SIMPLER's cell number seed mod cells."""
+    """Start placement: `mild` draws from ranges, `grid` takes SIMPLER's cell seed mod cells."""
     closed = not task.name.startswith("close_")
     drawers = {f"drawer_{d}": 0.0 if closed or d not in task.name else 0.2 for d in DRAWERS}
     if kind == "mild":
@@ -47,7 +47,9 @@ def draw_placement(
         cells = [(pose, xy) for pose in poses for xy in APPLE_GRID]
         if task.name != "open_drawer_place":
             cells = [(pose, APPLE_GRID[4]) for pose in poses]
-        pose, (apple_x, apple_y) = cells[(rng.integers(len(cells)) if seed is None else seed) % len(cells)]
+        pose, (apple_x, apple_y) = cells[
+            (rng.integers(len(cells)) if seed is None else seed) % len(cells)
+        ]
         x, y, yaw = DRAWER_POSES[pose]
         robot = {"robot_x": x, "robot_y": y, "robot_yaw": yaw}
         return robot | {"apple_x": apple_x, "apple_y": apple_y} | drawers
@@ -75,7 +77,7 @@ class DrawerRules:
 
 
 class OpenDrawerPlaceRules:
-    """Second subtask reached, drawer open >= 0.05 m, and the apple touched its floor at least once."""
+    """Second subtask reached, drawer open >= 0.05 m, its floor touched by the apple once."""
 
     def __init__(self, task: Task) -> None:
         del task  # one rule

@@ -8,8 +8,10 @@ from ruckig import InputParameter, Result, Ruckig, Trajectory
 class JerkLimited:
     """Time-optimal joint paths under limits on velocity, acceleration and jerk.
 
-    Each `plan` starts where the executed part of the last path ended, so a command that is replaced
-    before it is finished continues without a jump. Limits are per joint, in rad (or m) per s, s², s³.
+    Each `plan` starts where the executed part of the last path ended, with its velocity but without
+    its acceleration (the original's rule: its recorded drive targets are met to 1e-7 rad), so a
+    command that is replaced before it is finished goes on without a jump. Limits are per joint, in
+    rad (or m) per s, s², s³.
     """
 
     def __init__(self, joints: int, velocity: float, acceleration: float, jerk: float) -> None:
@@ -25,7 +27,9 @@ class JerkLimited:
         """Starts from rest at `position`, or at `velocity` clipped to the limit."""
         self.position = np.array(position, np.float64)
         self.velocity = np.clip(
-            np.zeros_like(self.position) if velocity is None else velocity, -self._limit, self._limit
+            np.zeros_like(self.position) if velocity is None else velocity,
+            -self._limit,
+            self._limit,
         )
 
     def plan(

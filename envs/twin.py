@@ -7,6 +7,9 @@ The arm follows SIMPLER's rule: the commanded tool pose goes through inverse kin
 jerk-limited joint path that starts where the last one was cut; without a solution the arm holds.
 """
 
+# mujoco's names live in binary modules without stubs.
+# pyright: reportAttributeAccessIssue=false
+
 import mujoco
 import numpy as np
 
@@ -37,11 +40,15 @@ class TwinScene:
         model = self.model
         self._qpos = np.array([model.joint(n).qposadr[0] for n in scene.ARM_JOINTS])
         self._dofs = np.array([model.joint(n).dofadr[0] for n in scene.ARM_JOINTS])
-        self._fingers = np.array([model.joint(n).qposadr[0] for n in ("finger_right", "finger_left")])
+        self._fingers = np.array(
+            [model.joint(n).qposadr[0] for n in ("finger_right", "finger_left")]
+        )
         self._drawers = np.array([model.joint(f"drawer_{d}").qposadr[0] for d in DRAWERS])
         self._apple = model.joint("apple").qposadr[0]
         self._tcp = model.site("tcp").id
-        self._arm_path = JerkLimited(len(scene.ARM_JOINTS), velocity=1.5, acceleration=2.0, jerk=50.0)
+        self._arm_path = JerkLimited(
+            len(scene.ARM_JOINTS), velocity=1.5, acceleration=2.0, jerk=50.0
+        )
         # SIMPLER's finger limits (1.0, 7, 50 rad over a 1.31 rad stroke), as openings per second.
         self._finger_path = JerkLimited(1, velocity=1 / 1.31, acceleration=7 / 1.31, jerk=50 / 1.31)
         self._times = (np.arange(scene.SUBSTEPS) + 1) * scene.TIMESTEP
@@ -137,8 +144,10 @@ class TwinScene:
                 names |= {(a, b), (b, a)}
         return names
 
-    def _solve(self, position: np.ndarray, quaternion: np.ndarray, start: np.ndarray) -> np.ndarray | None:
-        """Joints that put the tool at a base-frame pose, by damped least squares; None if it fails."""
+    def _solve(
+        self, position: np.ndarray, quaternion: np.ndarray, start: np.ndarray
+    ) -> np.ndarray | None:
+        """Joints for a base-frame tool pose by damped least squares; None if it fails."""
         data, model = self._ik_data, self.model
         base_p, base_q = self.data.mocap_pos[0], self.data.mocap_quat[0]
         goal_p, goal_q = base_p + rotate(base_q, position), compose(base_q, quaternion)
@@ -160,7 +169,9 @@ class TwinScene:
                 return q
             rest = IK_REST * (scene.HOME - q)
             dq = j.T @ np.linalg.solve(jj, error) + rest - j.T @ np.linalg.solve(jj, j @ rest)
-            q = q + np.clip(dq, -IK_STRIDE, IK_STRIDE)  # no limits, as SIMPLER's: the joint stops it
+            q = q + np.clip(
+                dq, -IK_STRIDE, IK_STRIDE
+            )  # no limits, as SIMPLER's: the joint stops it
         return None
 
 

@@ -4,10 +4,13 @@
 The ray renderer needs no graphics library at all: flat colours, Lambert shading, one shadow ray.
 """
 
+# mujoco's names live in binary modules without stubs.
+# pyright: reportAttributeAccessIssue=false
+
 import ctypes.util
 import os
 import sys
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
@@ -16,6 +19,7 @@ from jaxtyping import UInt8
 Frame = UInt8[np.ndarray, "H W 3"]
 
 
+@runtime_checkable
 class Renderer(Protocol):
     kind: str
 
@@ -38,7 +42,7 @@ class GLRenderer:
         # Drawn at up to twice the size and averaged: smoother than multisampling and much cheaper.
         self._factor = 2 if height <= 256 and width <= 320 else 1
         self._rect = mujoco.MjrRect(0, 0, width * self._factor, height * self._factor)
-        self._gl = GLContext(self._rect.width, self._rect.height)
+        self._gl: Any = GLContext(self._rect.width, self._rect.height)
         self._gl.make_current()
         self._scene = mujoco.MjvScene(model, maxgeom=500)
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
@@ -52,7 +56,13 @@ class GLRenderer:
         self._gl.make_current()
         self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mjv_updateScene(
-            self._model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            self._model,
+            data,
+            self._options,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
         )
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
@@ -113,7 +123,18 @@ class RayRenderer:
         geoms, distances = np.empty(n, np.int32), np.empty(n)
         normals = np.empty(3 * n)
         mujoco.mj_multiRay(
-            self._model, data, origin, rays.ravel(), None, True, -1, geoms, distances, normals, n, 20.0
+            self._model,
+            data,
+            origin,
+            rays.ravel(),
+            None,
+            True,
+            -1,
+            geoms,
+            distances,
+            normals,
+            n,
+            20.0,
         )
         return geoms, distances, normals.reshape(n, 3)
 

@@ -5,6 +5,11 @@ Own primitives only. Cabinet, arm kinematics, gains and the head camera have SIM
 visual only, so what opens a drawer here opens it there. Where the twin differs: docs/twin.md.
 """
 
+# mujoco's names live in binary modules without stubs.
+# pyright: reportAttributeAccessIssue=false
+
+from typing import Any
+
 import mujoco
 import numpy as np
 
@@ -15,7 +20,7 @@ BASE_HEIGHT = 0.07905
 CONTROL_HZ, SUBSTEPS = 3.0, 167
 TIMESTEP = 1 / (CONTROL_HZ * SUBSTEPS)
 
-# name, offset from the parent link, axis, range, kp, kd, force, mass, start, capsules (from, to, radius)
+# name, offset from parent, axis, range, kp, kd, force, mass, start, capsules (from, to, radius)
 ARM = (
     ("torso", (0, 0, 0.5945), "z", (-4.49, 1.35), 1700, 1060, 300, 2.47, -0.26395,
      (((0, 0, -0.02), (0, 0, 0.113), 0.08), ((0, 0, 0.113), (0, -0.12, 0.113), 0.06))),
@@ -47,7 +52,7 @@ _AXES = {"y": (0, 1, 0), "z": (0, 0, 1)}
 WOOD, FRONT, STEEL = (0.72, 0.55, 0.38, 1), (0.80, 0.63, 0.44, 1), (0.62, 0.63, 0.66, 1)
 SHELL, DARK, RED = (0.87, 0.88, 0.90, 1), (0.22, 0.23, 0.26, 1), (0.76, 0.12, 0.10, 1)
 
-Body = "mujoco.MjsBody"
+Body = Any  # mujoco.MjsBody
 
 
 def build(height: int, width: int) -> mujoco.MjModel:
@@ -72,7 +77,7 @@ def build(height: int, width: int) -> mujoco.MjModel:
     return spec.compile()
 
 
-def _box(body: Body, position, size, rgba=None, **options) -> "mujoco.MjsGeom":
+def _box(body: Body, position, size, rgba=None, **options) -> Any:
     """A box by its full size in metres."""
     look = {} if rgba is None else {"rgba": rgba}
     return body.add_geom(
@@ -88,13 +93,16 @@ def _room(spec: mujoco.MjSpec) -> None:
         rgb2=(0.45, 0.45, 0.45), **texture,
     )  # fmt: skip
     spec.add_texture(
-        name="grain", builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT, mark=mujoco.mjtMark.mjMARK_RANDOM,
+        name="grain", builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        mark=mujoco.mjtMark.mjMARK_RANDOM,
         rgb1=WOOD[:3], rgb2=(0.66, 0.49, 0.33), markrgb=(0.60, 0.44, 0.29), random=0.03, **texture,
     )  # fmt: skip
     for name, tex, repeat in (("tiles", "tiles", (6, 6)), ("wood", "grain", (1, 1))):
         textures = [""] * mujoco.mjtTextureRole.mjNTEXROLE
         textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = tex
-        spec.add_material(name=name, textures=textures, texrepeat=repeat, specular=0.1, reflectance=0.0)
+        spec.add_material(
+            name=name, textures=textures, texrepeat=repeat, specular=0.1, reflectance=0.0
+        )
     world.add_geom(
         name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(4, 4, 0.1), pos=(0, 0, 0.017),
         material="tiles", **_WORLD,
@@ -140,8 +148,8 @@ def _apple(spec: mujoco.MjSpec) -> None:
     body = spec.worldbody.add_body(name="apple", pos=(-0.08, 0.05, 0.93))
     body.add_freejoint(name="apple")
     body.add_geom(
-        name="apple", type=mujoco.mjtGeom.mjGEOM_ELLIPSOID, size=(r, r, 0.93 * r), rgba=RED, density=600,
-        friction=(1, 0.02, 0.004), condim=6, solref=(0.006, 1), **_WORLD,
+        name="apple", type=mujoco.mjtGeom.mjGEOM_ELLIPSOID, size=(r, r, 0.93 * r), rgba=RED,
+        density=600,         friction=(1, 0.02, 0.004), condim=6, solref=(0.006, 1), **_WORLD,
     )  # fmt: skip
     body.add_geom(
         type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(0.003, 0.008, 0), pos=(0, 0, 0.93 * r),
@@ -151,14 +159,24 @@ def _apple(spec: mujoco.MjSpec) -> None:
 
 def _capsule(body: Body, start, end, radius, rgba, **options) -> None:
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=(*start, *end), size=(radius, 0, 0), rgba=rgba, **options
+        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+        fromto=(*start, *end),
+        size=(radius, 0, 0),
+        rgba=rgba,
+        **options,
     )
 
 
 def _robot(spec: mujoco.MjSpec) -> None:
-    base = spec.worldbody.add_body(name="base", pos=(0.66, 0, BASE_HEIGHT), quat=(0, 0, 0, 1), mocap=True)
+    base = spec.worldbody.add_body(
+        name="base", pos=(0.66, 0, BASE_HEIGHT), quat=(0, 0, 0, 1), mocap=True
+    )
     base.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(0.26, 0.12, 0), pos=(-0.12, 0, 0.1), rgba=SHELL, **_VISUAL
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        size=(0.26, 0.12, 0),
+        pos=(-0.12, 0, 0.1),
+        rgba=SHELL,
+        **_VISUAL,
     )
     _capsule(base, (-0.05, 0, 0.2), (-0.05, 0, 1.1), 0.10, SHELL, **_VISUAL)
     _box(base, (-0.02, 0, 1.25), (0.18, 0.24, 0.18), DARK, **_VISUAL)
@@ -174,38 +192,51 @@ def _robot(spec: mujoco.MjSpec) -> None:
     for name, offset, axis, limits, kp, kd, force, mass, _, capsules in ARM:
         parent = parent.add_body(name=name, pos=offset, gravcomp=1)
         parent.add_joint(
-            name=name, type=mujoco.mjtJoint.mjJNT_HINGE, axis=_AXES[axis], range=limits, limited=True,
-            armature=0.1, damping=[1.0, 0, 0],
+            name=name, type=mujoco.mjtJoint.mjJNT_HINGE, axis=_AXES[axis], range=limits,
+            limited=True,             armature=0.1, damping=[1.0, 0, 0],
         )  # fmt: skip
         collides = name in ("forearm", "wrist", "gripper")
         for n, (start, end, radius) in enumerate(capsules):
             options = _ROBOT if collides else {"contype": 0, "conaffinity": 0}
             rgba = DARK if name in ("elbow", "wrist", "gripper") else SHELL
-            _capsule(parent, start, end, radius, rgba, mass=mass / len(capsules), name=f"{name}_{n}", **options)
+            _capsule(
+                parent,
+                start,
+                end,
+                radius,
+                rgba,
+                mass=mass / len(capsules),
+                name=f"{name}_{n}",
+                **options,
+            )
         spec.add_actuator(
             name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=(-force, force),
-            forcelimited=True, gaintype=mujoco.mjtGain.mjGAIN_FIXED, biastype=mujoco.mjtBias.mjBIAS_AFFINE,
+            forcelimited=True, gaintype=mujoco.mjtGain.mjGAIN_FIXED,
+            biastype=mujoco.mjtBias.mjBIAS_AFFINE,
             gainprm=[kp] + [0] * 9, biasprm=[0, -kp, -kd] + [0] * 7,
         )  # fmt: skip
     _fingers(spec, parent)
 
 
 def _fingers(spec: mujoco.MjSpec, gripper: Body) -> None:
-    gripper.add_site(name="tcp", pos=(0.00434, 0.00189, 0.16353), size=(0.005, 0, 0), rgba=(0, 0, 0, 0))
+    gripper.add_site(
+        name="tcp", pos=(0.00434, 0.00189, 0.16353), size=(0.005, 0, 0), rgba=(0, 0, 0, 0)
+    )
     for name, side in (("finger_right", -1), ("finger_left", 1)):
         finger = gripper.add_body(name=name, pos=(0, side * FINGER_TRAVEL, 0.058), gravcomp=1)
         finger.add_joint(
-            name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(0, -side, 0), range=(0, FINGER_TRAVEL),
-            limited=True, armature=0.05, damping=[10.0, 0, 0],
+            name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(0, -side, 0),
+            range=(0, FINGER_TRAVEL), limited=True, armature=0.05, damping=[10.0, 0, 0],
         )  # fmt: skip
-        _box(finger, (0, side * 0.006, 0.045), (0.028, 0.012, 0.10), DARK, name=f"{name}_bar", mass=0.04,
-             friction=(1.5, 0.02, 0.002), **_ROBOT)  # fmt: skip
+        _box(finger, (0, side * 0.006, 0.045), (0.028, 0.012, 0.10), DARK,
+             name=f"{name}_bar", mass=0.04, friction=(1.5, 0.02, 0.002), **_ROBOT)  # fmt: skip
         _box(finger, (0, side * 0.008, 0.095), (0.030, 0.016, 0.056), (0.1, 0.1, 0.1, 1), mass=0.02,
-             name=f"{name}_tip", friction=(2, 0.05, 0.005), condim=6, solimp=(0.95, 0.99, 0.001, 0.5, 2),
-             solref=(0.004, 1), **_ROBOT)  # fmt: skip
+             name=f"{name}_tip", friction=(2, 0.05, 0.005), condim=6,
+             solimp=(0.95, 0.99, 0.001, 0.5, 2),              solref=(0.004, 1), **_ROBOT)  # fmt: skip
         spec.add_actuator(
             name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=(-30, 30),
-            forcelimited=True, gaintype=mujoco.mjtGain.mjGAIN_FIXED, biastype=mujoco.mjtBias.mjBIAS_AFFINE,
+            forcelimited=True, gaintype=mujoco.mjtGain.mjGAIN_FIXED,
+            biastype=mujoco.mjtBias.mjBIAS_AFFINE,
             gainprm=[600] + [0] * 9, biasprm=[0, -600, -40] + [0] * 7,
         )  # fmt: skip
     for a, b in (("forearm", "gripper"), ("forearm", "wrist"), ("wrist", "gripper")):

@@ -90,10 +90,11 @@ def check(config: RolloutConfig) -> None:
     one_of("placement", config.placement, PLACEMENTS)
     one_of("policy", config.policy, POLICIES)
     one_of("split", config.split, SEEDS)
-    for key, least in (("episodes", 1), ("workers", 1), ("videos", 0), ("execute", 1), ("steps", 1)):
+    least = {"episodes": 1, "workers": 1, "videos": 0, "execute": 1, "steps": 1}
+    for key, minimum in least.items():
         value = getattr(config, key)
-        if value is not None and value < least:
-            raise UserError(f"{key}={value}: must be {least} or more")
+        if value is not None and value < minimum:
+            raise UserError(f"{key}={value}: must be {minimum} or more")
     _check_seeds(config)
     if config.policy == "checkpoint":
         _load(config, task.embodiment)
@@ -110,25 +111,25 @@ def make_policy(config: RolloutConfig, env: RobotEnv) -> Policy:
 
 
 class Expert:
-    """The scripted expert as a policy. It sees the simulator's state and not the observation, so its
-    score is a ceiling and no competitor."""
+    """The scripted expert as a policy. It sees the simulator's state and not the observation: its
+    score is a ceiling, not a competitor."""
 
     def __init__(self, env: RobotEnv) -> None:
         self.embodiment = env.embodiment.name
-        self._simulator, self._expert = env.simulator, DrawerExpert(env.task)
+        self._env, self._expert = env, DrawerExpert(env.task)
 
     def reset(self, seed: int | None = None) -> None:
         """Starts its plan anew; it draws nothing at random."""
         self._expert.reset()
 
     def act(self, observation: Observation) -> ActionChunk:
-        """One action, and whether the subtask is done before it."""
-        action, done = self._expert.act(self._simulator.privileged())
-        return ActionChunk(action[None], np.array([done]))
+        """One action, and whether the subtask is done before it; the last never is."""
+        action, done = self._expert.act(self._env.simulator.privileged())
+        return ActionChunk(action[None], np.array([done and not self._env.final_subtask]))
 
 
-# Simulators and the model are imported where they are asked for: sapien is an extra, and torch takes
-# seconds to load.
+# Simulators and the model are imported where they are asked for: sapien is an extra, and torch
+# takes seconds to load.
 
 
 def _mujoco(task: Task, placement: str) -> RobotEnv:
@@ -158,10 +159,12 @@ def _checkpoint(config: RolloutConfig, env: RobotEnv) -> Policy:
 
 
 def _load(config: RolloutConfig, embodiment: str) -> Policy:
+    if not config.run.is_dir():
+        raise UserError(
+            f"checkpoint={config.run}: no such folder; give a run's folder, or policy=expert"
+        )
     from selfflow.policies.flow_policy import load_policy
 
-    if config.checkpoint is None and not BUNDLED.is_dir():
-        raise UserError(f"no bundled checkpoint at {BUNDLED}; give checkpoint=<run> or policy=expert")
     return load_policy(config.run, embodiment, steps=config.steps, execute=config.execute)
 
 

@@ -58,7 +58,9 @@ def check(config: RecordConfig) -> None:
             raise UserError(f"{key}={getattr(config, key)}: must be {least} or more")
 
 
-def record_episode(env: RobotEnv, expert: DrawerExpert, seed: int, config: RecordConfig) -> EpisodeRecord:
+def record_episode(
+    env: RobotEnv, expert: DrawerExpert, seed: int, config: RecordConfig
+) -> EpisodeRecord:
     """One attempt; `success` says how it ended. The noise is drawn from the seed too."""
     rng = np.random.default_rng([seed, 1])
     noisy = bool(rng.random() < config.noisy_episodes)
@@ -107,7 +109,9 @@ def work(config: RecordConfig, worker: int, reports: Any) -> None:
         seen = EpisodeStore(config.out).seeds()
         mine = range(config.seed + worker, 100_000, config.workers)
         attempts = iter(s for s in mine if s not in seen)
-        kept = sum(s in seen for s in mine) - len(set(EpisodeStore(config.out).failures) & set(mine))
+        kept = sum(s in seen for s in mine) - len(
+            set(EpisodeStore(config.out).failures) & set(mine)
+        )
         while kept < share:
             seed = next(attempts)
             record = record_episode(env, DrawerExpert(task), seed, config)
@@ -132,7 +136,12 @@ def main(config: RecordConfig) -> None:
     for job in jobs:
         job.start()
     start, results = time.monotonic(), []
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task(config.task, total=config.episodes, completed=before)
         while any(job.is_alive() for job in jobs) or not reports.empty():
@@ -153,8 +162,8 @@ def main(config: RecordConfig) -> None:
     contact_sheet([frame for row in first for frame in row[:8]], sheet, columns=8, count=48)
     steps = np.mean([store.length(i) for i in range(len(store))])
     print(
-        f"{len(store)} episodes of {steps:.0f} steps on average, {len(store.failures)} failed attempts "
-        f"not kept, {store.skipped} unreadable; look at {sheet}"
+        f"{len(store)} episodes of {steps:.0f} steps on average, {len(store.failures)} failed "
+        f"attempts not kept, {store.skipped} unreadable; look at {sheet}"
     )
 
 

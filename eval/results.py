@@ -70,8 +70,9 @@ def _line(episode: Episode) -> str:
 
 
 def _episode(content: dict[str, Any]) -> Episode:
-    sequences = {k: tuple(content[k]) for k in ("latencies", "subtask_steps")}
-    return Episode(**(content | sequences))
+    content["latencies"] = tuple(content["latencies"])
+    content["subtask_steps"] = tuple(content["subtask_steps"])
+    return Episode(**content)
 
 
 def _write(path: Path, text: str) -> None:

@@ -86,12 +86,12 @@ def run_episode(
 ) -> Episode:
     """Runs the policy from reset to the step limit or until it terminates the last subtask.
 
-    Chunks are executed whole. A chunk's rest is dropped, and the policy asked again, where a subtask
-    ends: before action k where `terminate[k]` holds, or after a step at which the environment has
-    changed the instruction.
+    Chunks are executed whole. A chunk's rest is dropped, and the policy asked again, where a
+    subtask ends: before action k where `terminate[k]` holds, or after a step at which the
+    environment has changed the instruction.
 
-    `record(observation, info, step)` sees the reset (step 0) and every step; `on_step(step, latency)`
-    is called after every step with the latest decision's seconds.
+    `record(observation, info, step)` sees the reset (step 0) and every step; after every step
+    `on_step(step, latency)` is given the latest decision's seconds.
     """
     observation, info = env.reset(seed=seed)
     policy.reset(seed)

@@ -56,10 +56,15 @@ def main(config: RolloutConfig) -> dict[str, Any]:
             if missing:
                 run_seeds(config, missing, folder, report)
         except KeyboardInterrupt:
-            console.print(f"stopped; continue with the same command and out={folder}", soft_wrap=True)
+            console.print(
+                f"stopped; continue with the same command and out={folder}", soft_wrap=True
+            )
             raise
     results.write_episodes(folder, results.read_episodes(folder))  # in the order of seeds
-    summary = identity | {"version": version("selfflow")} | summarize(list(done.values()))
+    summary = identity | {"version": version("selfflow"), "folder": str(folder)}
+    if config.policy == "checkpoint":
+        summary["checkpoint_folder"] = str(config.run)
+    summary |= summarize([done[seed] for seed in config.seeds])
     results.write_json(folder / results.SUMMARY, summary)
     console.print(table([summary]))
     console.print(f"Episodes, summary and videos: {folder}", soft_wrap=True)
@@ -79,7 +84,9 @@ class Display:
             console=console,
             disable=not console.is_terminal,
         )
-        self._bar = self._progress.add_task("starting", total=config.episodes * config.spec.max_steps)
+        self._bar = self._progress.add_task(
+            "starting", total=config.episodes * config.spec.max_steps
+        )
 
     def __enter__(self) -> "Display":
         self._progress.start()

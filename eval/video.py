@@ -11,19 +11,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 STRIP = 40  # px of caption under the picture
 MIN_WIDTH = 320  # smaller pictures are enlarged, so that the caption can be read
+SHEET_WIDTH = 400  # of a contact sheet's frame, at most
 
 
 class Film:
     """An mp4 that is written frame by frame, and appears under its name when closed.
 
-    h264 where PyAV has libx264, else MPEG-4 part 2. Frames are enlarged by a whole factor to at least
-    MIN_WIDTH and padded to an even size. Leaving the `with` block by an error discards the file.
+    h264 where PyAV has libx264, else MPEG-4 part 2. Sides must be even (`captioned` sees to it).
+    Leaving the `with` block by an error discards the file.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._part = path, path.with_name(f".{path.stem}.part.mp4")
         self._container = av.open(str(self._part), "w")
-        self._stream = self._container.add_stream(_codec(), rate=round(fps))
+        stream = self._container.add_stream(_codec(), rate=round(fps))
+        assert isinstance(stream, av.VideoStream), stream
+        self._stream = stream
         self._sized = False
 
     def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -39,7 +42,10 @@ class Film:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._sized:
             self._container.mux(self._stream.encode(None))
@@ -56,7 +62,9 @@ def captioned(
     """The picture above a strip with instruction, step and success; both sides even."""
     factor = max(1, -(-MIN_WIDTH // image.shape[1]))
     picture = Image.fromarray(image)
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    picture = picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC
+    )
     width, height = picture.width + picture.width % 2, picture.height + STRIP
     canvas = Image.new("RGB", (width, height + height % 2), (24, 24, 24))
     canvas.paste(picture, (0, 0))
@@ -68,11 +76,22 @@ def captioned(
     return np.asarray(canvas)
 
 
+def thumbnail(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The frame for a contact sheet: at most SHEET_WIDTH wide."""
+    height, width = frame.shape[:2]
+    if width <= SHEET_WIDTH:
+        return frame
+    size = (SHEET_WIDTH, round(height * SHEET_WIDTH / width))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+
+
 def contact_sheet(
     frames: list[UInt8[np.ndarray, "h w 3"]], path: Path, columns: int = 4, count: int = 12
 ) -> None:
     """A PNG of `count` frames spread evenly from first to last."""
-    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))]
+    chosen = [
+        frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))
+    ]
     height, width = chosen[0].shape[:2]
     rows = -(-len(chosen) // columns)
     sheet = np.full((rows * height, columns * width, 3), 24, np.uint8)

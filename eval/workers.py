@@ -15,7 +15,7 @@ from selfflow.datasets.spec import Observation, UserError
 from selfflow.envs.base import RobotEnv
 from selfflow.eval.parts import RolloutConfig, make_env, make_policy
 from selfflow.eval.rollout import Episode, Info, run_episode
-from selfflow.eval.video import Film, captioned, contact_sheet
+from selfflow.eval.video import Film, captioned, contact_sheet, thumbnail
 from selfflow.policies.base import Policy
 
 
@@ -110,7 +110,7 @@ def _episode(
             frame = captioned(image, observation["instruction"], step, info["success"])
             film.add(frame)
             if number == 0:
-                frames.append(frame)
+                frames.append(thumbnail(frame))
 
         episode = run_episode(env, policy, seed, record, on_step)
     if frames:

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfflow.configs.entry import launch
 from selfflow.datasets.normalize import fit, from_json, to_json
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.windows import Mixture, prefetch
-from selfflow.policies.head import ActionHead, HeadConfig, head_loss
+from selfflow.policies.head import HeadConfig, PolicyModel, head_loss
 from selfflow.worldmodel import flow
 from selfflow.worldmodel.checkpoint import Checkpoint, fill, load
 from selfflow.worldmodel.layout import ACTION_CHANNELS, Layout, Robots
@@ -33,7 +33,7 @@ from selfflow.worldmodel.train import (
     user_errors,
     window,
 )
-from selfflow.worldmodel.transformer import ModelConfig, VideoActionTransformer
+from selfflow.worldmodel.transformer import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,19 @@ def main(config: FinetuneConfig) -> None:
         run.finish()
 
 
-def build(config: FinetuneConfig, data_rates: dict[str, float]) -> tuple[nn.ModuleDict, Robots]:
+def build(config: FinetuneConfig, data_rates: dict[str, float]) -> tuple[PolicyModel, Robots]:
     """Backbone part and head, filled from `init`, and the embodiments in their one-hot's order."""
-    student = nn.ModuleDict(
-        {"backbone": VideoActionTransformer(config.encoder), "head": ActionHead(config.head)}
-    )
+    student = PolicyModel(config.encoder, config.head)
     robots = Robots(tuple(EMBODIMENTS), tuple(e.control_hz for e in EMBODIMENTS.values()))
     if config.init is not None:
         with user_errors():
             given = load(config.init)
             check_init(config, given)
-            wanted = student["backbone"].state_dict()
+            wanted = student.backbone.state_dict()
             have = given.part("backbone")
-            fill(student["backbone"], {k: have[k] for k in wanted if k in have}, str(given.path))
+            fill(student.backbone, {k: have[k] for k in wanted if k in have}, str(given.path))
             if given.config["kind"] == "policy":
-                fill(student["head"], given.part("head"), str(given.path))
+                fill(student.head, given.part("head"), str(given.path))
         robots = Robots(*(tuple(v) for v in given.config["embodiments"].values()))
         left = len(have) - len(wanted)
         print(f"init: {given.path}, {len(wanted)} tensors of the backbone taken, {left} not needed")
@@ -174,7 +172,7 @@ def policy_config(config: FinetuneConfig, robots: Robots) -> dict[str, Any]:
 
 
 def policy_loss(
-    student: nn.ModuleDict,
+    student: PolicyModel,
     inputs: Inputs,
     config: FinetuneConfig,
     random: torch.Generator,
@@ -190,10 +188,8 @@ def policy_loss(
         device
     )
     with autocast(config, device):
-        memory = student["backbone"].condition_features(
-            inputs.tokens, torch.zeros(size, device=device), inputs.valid, config.encoder.depth
-        )
-        return head_loss(student["head"], actions, weight, memory, noise, tau)
+        memory = student.memory(inputs.tokens, inputs.valid)
+        return head_loss(student.head, actions, weight, memory, noise, tau)
 
 
 def augment(inputs: Inputs, config: FinetuneConfig, random: torch.Generator) -> Inputs:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfflow.datasets.normalize import (
     Statistics,
@@ -34,11 +34,11 @@ from selfflow.datasets.spec import (
 )
 from selfflow.datasets.text import ENCODER, embed_batch
 from selfflow.datasets.windows import resize
-from selfflow.policies.head import ActionHead, HeadConfig
+from selfflow.policies.head import HeadConfig, PolicyModel
 from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load
 from selfflow.worldmodel.layout import Layout, Robots
-from selfflow.worldmodel.sampler import euler
-from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
+from selfflow.worldmodel.sampler import euler, times
+from selfflow.worldmodel.transformer import ModelConfig, Tokens
 
 TERMINATE = ACTION_DIM  # the channel after the action's own
 
@@ -47,8 +47,7 @@ TERMINATE = ACTION_DIM  # the channel after the action's own
 class Parts:
     """What a policy checkpoint holds, ready to run."""
 
-    backbone: VideoActionTransformer
-    head: ActionHead
+    model: PolicyModel
     layout: Layout
     robots: Robots
     statistics: Statistics
@@ -69,6 +68,10 @@ class FlowPolicy:
         self.parts, self.robot, self.embodiment = parts, robot, robot.name
         self.steps, self.execute, self.seed = steps, execute, seed
         self._texts: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            self._modulations = {
+                t: parts.model.head.modulations(torch.tensor([t])) for t in times(steps).tolist()
+            }
         self.reset()
 
     @classmethod
@@ -109,16 +112,13 @@ class FlowPolicy:
         """The next `execute` actions in physical units, gripper within 0 .. 1."""
         tokens, valid = self._conditions(observation)
         p = self.parts
-        features = p.backbone.condition_features(
-            tokens, torch.zeros(1), valid, p.backbone.config.depth
-        )
-        memory = p.head.read(features)
-        noise = torch.randn(1, p.layout.chunk, p.head.config.channels, generator=self._random)
+        head = p.model.head
+        memory = head.read(p.model.memory(tokens, valid))
+        noise = torch.randn(1, p.layout.chunk, head.config.channels, generator=self._random)
 
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return p.head(x, torch.full((1,), t), memory)
-
-        chunk = euler(velocity, noise, self.steps)[0, : self.execute].numpy()
+        chunk = euler(lambda x, t: head(x, self._modulations[t], memory), noise, self.steps)[
+            0, : self.execute
+        ].numpy()
         self._step += self.execute
         actions = denormalize_action(chunk[:, :ACTION_DIM], p.statistics)
         actions[:, GRIPPER] = np.clip(actions[:, GRIPPER], 0, 1)
@@ -186,25 +186,17 @@ def check_contract(given: Checkpoint, robot: Embodiment) -> None:
 def assemble(given: Checkpoint, embodiment: str) -> Parts:
     """Modules with the checkpoint's weights, in fp32 on the CPU."""
     config: dict[str, Any] = given.config
-    backbone = VideoActionTransformer(ModelConfig.from_dict(config["model"]))
-    head = ActionHead(HeadConfig(**config["head"]))
-    fill(backbone, given.part("backbone"), str(given.path))
-    fill(head, given.part("head"), str(given.path))
+    model = PolicyModel(ModelConfig.from_dict(config["model"]), HeadConfig(**config["head"]))
+    fill(model, given.weights, str(given.path))
+    model.eval().requires_grad_(False)
     robots = Robots(*(tuple(v) for v in config["embodiments"].values()))
-    for module in (backbone, head):
-        _freeze(module)
     return Parts(
-        backbone,
-        head,
+        model,
         Layout(**config["layout"]),
         robots,
         from_json(given.statistics)[embodiment],
         config["decision"],
     )
-
-
-def _freeze(module: nn.Module) -> None:
-    module.eval().requires_grad_(False)
 
 
 def _latest(frames: Sequence[tuple[int, np.ndarray]], step: int) -> np.ndarray:

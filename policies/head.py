@@ -24,8 +24,10 @@ from selfflow.worldmodel.layers import (
     split_heads,
     zero,
 )
+from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
 
 Memory = tuple[KeyValue, ...]  # per block, of the condition features
+Modulations = tuple[Tensor, ...]  # per block (B, 1, 9 D), then the output's (B, 1, 2 D)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class HeadBlock(nn.Module):
         key, value = (split_heads(part, self.heads) for part in self.key_value(memory).chunk(2, -1))
         return key, value
 
-    def forward(self, x: Tensor, c: Tensor, memory: KeyValue) -> Float[Tensor, "BN K D"]:
-        """x (B·N, K, D); c (B·N, 1, D)."""
-        s1, a1, g1, s2, a2, g2, s3, a3, g3 = self.modulation(c).chunk(9, -1)
+    def forward(self, x: Tensor, modulation: Tensor, memory: KeyValue) -> Float[Tensor, "BN K D"]:
+        """x (B·N, K, D); modulation (B·N, 1, 9 D)."""
+        s1, a1, g1, s2, a2, g2, s3, a3, g3 = modulation.chunk(9, -1)
         x = torch.addcmul(x, g1, self.attention(modulate(x, s1, a1))[0])
         x = torch.addcmul(x, g2, self._look(modulate(x, s2, a2), memory))
         return torch.addcmul(x, g3, self.mlp(modulate(x, s3, a3)))
@@ -109,21 +111,40 @@ class ActionHead(nn.Module):
         normed = F.layer_norm(features, features.shape[-1:], eps=1e-6)
         return tuple(block.read(normed) for block in self.blocks)  # type: ignore[operator]
 
-    def forward(
-        self, x: Float[Tensor, "BN K C"], tau: Float[Tensor, "BN"], memory: Memory
-    ) -> Float[Tensor, "BN K C"]:
-        """Velocity at time tau; N consecutive rows of x share one row of memory."""
+    def modulations(self, tau: Float[Tensor, "BN"]) -> Modulations:
+        """What the head needs of the time; a policy keeps it, since its times never change."""
         c = F.silu(self.time(tau[:, None]))
+        return (*(block.modulation(c) for block in self.blocks), self.final(c))  # type: ignore[operator]
+
+    def forward(
+        self, x: Float[Tensor, "BN K C"], modulations: Modulations, memory: Memory
+    ) -> Float[Tensor, "BN K C"]:
+        """Velocity at these modulations' time; N consecutive rows of x share one of memory."""
         x = self.input(x) + (self.positions + self.embedding)
-        for block, keys_values in zip(self.blocks, memory, strict=True):
-            x = block(x, c, keys_values)
-        return self.output(modulate(x, *self.final(c).chunk(2, -1)))
+        for i, block in enumerate(self.blocks):
+            x = block(x, modulations[i], memory[i])
+        return self.output(modulate(x, *modulations[-1].chunk(2, -1)))
 
     def velocity(
         self, x: Float[Tensor, "BN K C"], tau: Float[Tensor, "BN"], memory: Float[Tensor, "B L M"]
     ) -> Float[Tensor, "BN K C"]:
-        """`forward` on unread condition features."""
-        return self(x, tau, self.read(memory))
+        """`forward` at time tau on unread condition features."""
+        return self(x, self.modulations(tau), self.read(memory))
+
+
+class PolicyModel(nn.Module):
+    """The backbone's part that reads conditions, and the head that acts on it."""
+
+    def __init__(self, encoder: ModelConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.backbone = VideoActionTransformer(encoder)
+        self.head = ActionHead(head)
+
+    def memory(self, tokens: Tokens, valid: Tokens) -> Float[Tensor, "B L D"]:
+        """Features of clean conditions after the backbone's last block."""
+        text = next(iter(tokens.values()))
+        clean = torch.zeros(len(text), device=text.device)
+        return self.backbone.condition_features(tokens, clean, valid, self.backbone.config.depth)
 
 
 def head_loss(

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
+
 from selfflow.eval.report import percentile, summarize, table, wilson
 from selfflow.eval.rollout import Episode
-from selfflow.eval.video import Film, captioned, contact_sheet
+from selfflow.eval.video import Film, captioned, contact_sheet, thumbnail
 
 
 def an_episode(seed: int, **other) -> Episode:
@@ -34,7 +35,7 @@ def an_episode(seed: int, **other) -> Episode:
 
 
 def test_wilson_published_values():
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29, score method without correction
+    # Newcombe's examples (1998), score method without correction
     for successes, trials, low, high in (
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
@@ -92,8 +93,17 @@ def test_summary_and_table():
     names = {"task": "open_drawer_place", "backend": "fake", "placement": "mild", "policy": "hold"}
     console.print(table([summary | names]))
     text = console.export_text()
-    for shown in ("open_drawer_place", "fake", "mild", "1 / 3", "6.1 % to 79.2 %", "10 steps", "200.0 ms"):
-        assert shown in text
+    shown = (
+        "open_drawer_place",
+        "fake",
+        "mild",
+        "1 / 3",
+        "6.1 % to 79.2 %",
+        "10 steps",
+        "200.0 ms",
+    )
+    for part in shown:
+        assert part in text
 
 
 def test_film_plays_with_even_sides_and_the_picture_in_it(tmp_path):
@@ -116,9 +126,13 @@ def test_film_plays_with_even_sides_and_the_picture_in_it(tmp_path):
 
 
 def test_film_of_an_episode_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="simulator"), Film(tmp_path / "film.mp4", 3.0) as film:
-        film.add(np.zeros((20, 20, 3), np.uint8))
-        raise RuntimeError("simulator")
+    def fail() -> None:
+        with Film(tmp_path / "film.mp4", 3.0) as film:
+            film.add(np.zeros((20, 20, 3), np.uint8))
+            raise RuntimeError("simulator")
+
+    with pytest.raises(RuntimeError, match="simulator"):
+        fail()
     assert not list(tmp_path.iterdir())
 
 
@@ -128,5 +142,6 @@ def test_contact_sheet_goes_from_first_to_last(tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (16, 30, 3)
     assert [sheet[0, 0, 0], sheet[0, 10, 0], sheet[8, 10, 0]] == [0, 25, 100]
+    assert thumbnail(np.zeros((512, 640, 3), np.uint8)).shape == (320, 400, 3)
     contact_sheet(frames[:1], tmp_path / "one.png")
     assert np.asarray(Image.open(tmp_path / "one.png")).shape[0] == 8

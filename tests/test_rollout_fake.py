@@ -1,10 +1,11 @@
-"""The closed loop on the simulator without physics: rules of an episode, folder, resuming, workers."""
+"""The closed loop without physics: rules of an episode, folder, resuming, workers."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+
 from selfflow.datasets.spec import ActionChunk, UserError, task_named
 from selfflow.envs.fake import HANDLE, PointSimulator, make_fake
 from selfflow.eval import parts, results, simpler_rollout, workers
@@ -43,9 +44,9 @@ class Solver:
 
     def act(self, observation) -> ActionChunk:
         apple = self.simulator.privileged()["apple"][:3].astype(float)
-        pulled = HANDLE + [0.25, 0, 0]
+        pulled, inside = HANDLE + np.array([0.25, 0, 0]), HANDLE + np.array([0.1, 0, 0.1])
         plan = [(HANDLE, 1), (HANDLE, 0), (pulled, 0), (pulled, 1), None, (apple, 1), (apple, 0)]
-        plan += [(HANDLE + [0.1, 0, 0.1], 0), (HANDLE + [0.1, 0, 0.1], 1), None]
+        plan += [(inside, 0), (inside, 1), None]
         waypoint, self.step = plan[self.step], self.step + 1
         if waypoint is None:
             return chunk(1, ends=0)
@@ -67,7 +68,7 @@ def test_solver_succeeds_and_terminates():
         assert episode.reason == TERMINATED
         assert (episode.steps, episode.first_success, episode.subtask_steps) == (8, 8, (4,))
         assert len(episode.latencies) == 10  # two of the ten decisions only said terminate
-        assert episode.progress["lifted"] == 1
+        assert episode.progress["touched"] == 1
         assert (episode.clipped, episode.ik_failed) == (0, 0)
 
 
@@ -87,30 +88,26 @@ def test_terminate_comes_before_its_step_and_drops_the_rest():
     assert policy.asked == ["open top drawer", "place apple into top drawer"]
 
 
-def test_success_is_read_three_ways():
+@pytest.mark.parametrize("looks_while_shut", [False, True])
+def test_success_is_read_three_ways(looks_while_shut):
     env = make_fake(CLOSE)
-    reach, grip, shut, pull = [], [], [], []
 
-    class Closes(Script):
-        """Shuts the drawer within a chunk and pulls it open again at its end."""
+    class ShutsAndOpens(Script):
+        """Shuts the drawer and pulls it open again, in one chunk or in two."""
 
         def act(self, observation) -> ActionChunk:
-            self.asked.append("")
-            if len(self.asked) > 1:
-                return chunk(1, ends=0)
-            handle = env.simulator.to_base(HANDLE + [0.2, 0, 0])
-            forth = env.simulator.to_base(HANDLE) - handle
-            for moves, move, opening in (
-                (reach, handle - observation["proprio"][:3], 1),
-                (grip, np.zeros(3), 0),
-                (shut, forth, 0),
-                (pull, -forth, 0),
-            ):
-                moves.append([*move, 0, 0, 0, opening])
-            return ActionChunk(np.array(reach + grip + shut + pull))
+            if not self.asked:
+                handle = env.simulator.to_base(HANDLE + np.array([0.2, 0, 0]))
+                forth = env.simulator.to_base(HANDLE) - handle
+                moves = (handle - observation["proprio"][:3], np.zeros(3), forth, -forth)
+                actions = np.array([[*m, 0, 0, 0, i == 0] for i, m in enumerate(moves)], float)
+                cut = 3 if looks_while_shut else 4
+                self.chunks = [ActionChunk(c) for c in (actions[:cut], actions[cut:]) if len(c)]
+                self.chunks.append(chunk(1, ends=0))
+            return super().act(observation)
 
-    episode = run_episode(env, Closes(), 5)
-    assert (episode.success, episode.early_stop, episode.ever) == (False, False, True)
+    episode = run_episode(env, ShutsAndOpens(), 5)
+    assert (episode.success, episode.early_stop, episode.ever) == (False, looks_while_shut, True)
     assert (episode.first_success, episode.steps) == (3, 4)
 
 
@@ -130,12 +127,14 @@ def test_record_sees_every_observation_once():
         make_fake(CLOSE),
         Script(chunk(7)),
         1,
-        lambda observation, info, step: seen.append((step, observation["images"]["wrist_camera"].shape)),
+        lambda observation, info, step: seen.append(
+            (step, observation["images"]["wrist_camera"].shape)
+        ),
     )
     assert seen == [(step, (16, 16, 3)) for step in range(episode.steps + 1)]
 
 
-# --- the command --------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def config(out: Path, **other) -> RolloutConfig:
@@ -187,17 +186,19 @@ def test_main_writes_what_it_says(tmp_path, capsys):
 
 def test_resuming_gives_the_run_that_was_not_stopped(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    simpler_rollout.main(config(whole))
-    simpler_rollout.main(config(stopped, episodes=2))
+    simpler_rollout.main(config(whole, videos=0))
+    simpler_rollout.main(config(stopped, videos=0, episodes=2))
     with open(stopped / "episodes.jsonl", "a") as f:
         f.write('{"seed": 200002, "succ')  # a kill in the middle of a line
     ran = []
     original = workers.run_episode
-    monkeypatch.setattr(workers, "run_episode", lambda *a, **k: ran.append(a[2]) or original(*a, **k))
-    simpler_rollout.main(config(stopped))
+    monkeypatch.setattr(
+        workers, "run_episode", lambda *a, **k: ran.append(a[2]) or original(*a, **k)
+    )
+    simpler_rollout.main(config(stopped, videos=0))
     assert ran == [200_002, 200_003]
     assert lines(stopped) == lines(whole)
-    simpler_rollout.main(config(stopped))  # nothing left to do
+    simpler_rollout.main(config(stopped, videos=0))  # nothing left to do
     assert ran == [200_002, 200_003]
     assert lines(stopped) == lines(whole)
 

@@ -12,4 +12,5 @@ def decay_at(step: int, decay: float, warmup: bool) -> float:
 @torch.no_grad()
 def update(average: nn.Module, student: nn.Module, decay: float) -> None:
     """average = decay · average + (1 - decay) · student, for every parameter, in place."""
-    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+    for kept, new in zip(average.parameters(), student.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)

@@ -75,15 +75,17 @@ class Layout:
             grid = (frames, rows, columns)
             return Modality(name, channels, math.prod(grid), role, grid, mask, weight)
 
+        future = (
+            (video("video", self.future, "target", video_mask, video_weight),)
+            if self.future
+            else ()
+        )
         return (
             Modality("text", TEXT_CHANNELS, 1, "condition", one),
             Modality("robot", MAX_EMBODIMENTS + 1, 1, "condition", one),
             Modality("proprio", PROPRIO_CHANNELS, 1, "condition", one),
             video("context", self.context, "condition", 0.0, 1.0),
-            *(
-                (video("video", self.future, "target", video_mask, video_weight),)
-                * (self.future > 0)
-            ),
+            *future,
             Modality(
                 "action",
                 ACTION_CHANNELS,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -99,10 +99,13 @@ def start(config: LoopConfig) -> torch.device:
     return torch.device(auto if config.device == "auto" else config.device)
 
 
-class State:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class State(Generic[Model]):
     """Everything that training changes."""
 
-    def __init__(self, student: nn.Module, config: LoopConfig) -> None:
+    def __init__(self, student: Model, config: LoopConfig) -> None:
         self.student, self.config = student, config
         self.average = copy.deepcopy(student).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(

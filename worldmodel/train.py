@@ -112,12 +112,7 @@ def main(config: TrainConfig) -> None:
     robots = Robots(tuple(EMBODIMENTS), tuple(e.control_hz for e in EMBODIMENTS.values()))
     robots = robots.extended(rates(sources))
     transformer = config.transformer
-    student = nn.ModuleDict(
-        {
-            "backbone": VideoActionTransformer(transformer),
-            "projector": Projector(transformer.hidden),
-        }
-    ).to(device)
+    student = Student(transformer).to(device)
     state = State(student, config)
     with user_errors():
         run = Run(config, state, "pretrain")
@@ -139,6 +134,15 @@ def main(config: TrainConfig) -> None:
         run.finish()
 
 
+class Student(nn.Module):
+    """What is trained. Its moving average is the teacher and needs no projector, but has one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = VideoActionTransformer(config)
+        self.projector = Projector(config.hidden)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A batch as tokens: all clean tokens, their validity, and the targets' loss mask."""
@@ -154,20 +158,19 @@ class Inputs:
 
 
 def losses(
-    student: nn.ModuleDict,
-    average: nn.Module,
+    student: Student,
+    average: Student,
     inputs: Inputs,
     config: TrainConfig,
     random: torch.Generator,
 ) -> dict[str, Tensor]:
     """`loss` and its terms for one batch, all with one draw of times, mask and noise."""
     transformer: ModelConfig = config.transformer
-    backbone, projector = student["backbone"], student["projector"]
     noised = flow.draw(inputs.tokens, transformer, config.noise, random)
     distill = config.objective == "self_flow"
     student_block, teacher_block = config.blocks
     with autocast(config, noised.tau.device):
-        velocity, feature = backbone.forward_with_feature(
+        velocity, feature = student.backbone.forward_with_feature(
             noised.tokens,
             noised.tau,
             noised.group,
@@ -175,16 +178,16 @@ def losses(
             student_block if distill else None,
         )
         terms = flow.flow_loss(velocity, noised.velocity, inputs.mask)
-        loss = sum(m.weight * terms[m.name] for m in transformer.targets)
-        if distill:
+        loss = torch.stack([m.weight * terms[m.name] for m in transformer.targets]).sum()
+        if feature is not None:
             seen = flow.teacher_view(noised, inputs.tokens, transformer)
             with torch.no_grad():
-                aim = average.get_submodule("backbone").features(
+                aim = average.backbone.features(
                     seen.tokens, seen.tau, seen.group, inputs.valid, teacher_block
                 )
             first = 0 if config.rep_tokens == "all" else transformer.prefix_length
             terms["rep"] = flow.representation_loss(
-                projector(feature[:, first:]),
+                student.projector(feature[:, first:]),
                 aim[:, first:],
                 all_valid(inputs, transformer)[:, first:],
             )

@@ -109,8 +109,9 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of to_dict."""
-        modalities = tuple(Modality(**m | {"grid": tuple(m["grid"])}) for m in values["modalities"])
-        return cls(**values | {"modalities": modalities})
+        modalities = [Modality(**m | {"grid": tuple(m["grid"])}) for m in values["modalities"]]
+        rest = {k: v for k, v in values.items() if k != "modalities"}
+        return cls(**rest, modalities=tuple(modalities))
 
 
 @dataclass(frozen=True)

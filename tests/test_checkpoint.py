@@ -1,0 +1,163 @@
+"""Checkpoints are whole or absent, hold safetensors and JSON only, and say what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from selfflow.worldmodel import checkpoint
+from selfflow.worldmodel.checkpoint import CheckpointError, RunError, Training
+from selfflow.worldmodel.loop import LoopConfig, State, check_run, generator
+
+
+def trained(steps: int = 3) -> State:
+    torch.manual_seed(0)
+    state = State(nn.Linear(3, 2), LoopConfig(lr=0.1, warmup=0, steps=10))
+    for step in range(steps):
+        x = torch.randn(4, 3, generator=generator(0, step))
+        state.update(state.student(x).square().mean(), 4)
+    return state
+
+
+def save(run: Path, state: State, dtype: str = "float32") -> Path:
+    training = state.training()
+    return checkpoint.save(
+        run, training.average, {"kind": "policy"}, {"r": {"n": 1}}, training, dtype, keep=2
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_training_goes_on_exactly(tmp_path: Path, dtype: str) -> None:
+    save(tmp_path, trained(3), dtype)
+    resumed = trained(0)
+    resumed.restore(checkpoint.resolve(tmp_path))
+    x = torch.randn(4, 3, generator=generator(0, 3))
+    resumed.update(resumed.student(x).square().mean(), 4)
+    uninterrupted = trained(4)
+    for a, b in (
+        (resumed.student, uninterrupted.student),
+        (resumed.average, uninterrupted.average),
+    ):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            assert torch.equal(p, q)
+    assert (resumed.step, resumed.samples) == (4, 16)
+
+
+def test_what_a_user_loads_is_the_moving_average(tmp_path: Path) -> None:
+    state = trained()
+    loaded = checkpoint.load(save(tmp_path, state, "float16"), "policy")
+    assert loaded.weights["weight"].dtype == torch.float16
+    assert torch.allclose(loaded.weights["weight"].float(), state.average.weight, atol=1e-3)
+    assert not torch.allclose(state.average.weight, state.student.weight, atol=1e-3)
+    assert loaded.statistics == {"r": {"n": 1}}
+
+
+def test_only_the_last_ones_are_kept_and_a_run_resolves_to_its_last(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".draft-1").mkdir(parents=True)  # of a killed process
+    for steps in (1, 2, 3):
+        save(tmp_path, trained(steps))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000002",
+        "step-000003",
+    ]
+    last = tmp_path / "checkpoints" / "step-000003"
+    assert checkpoint.resolve(tmp_path) == last == checkpoint.resolve(last)
+
+
+def test_a_kill_while_saving_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, trained())
+    assert checkpoint.last(tmp_path) is None
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoint.resolve(tmp_path)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    files = [p for p in save(tmp_path, trained(), "float16").rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".safetensors", ".json"}
+    assert len(files) == 7
+
+
+def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint.load(tmp_path / "nowhere")
+    path = save(tmp_path, trained())
+    with pytest.raises(CheckpointError, match="is a policy, not a worldmodel"):
+        checkpoint.load(path, "worldmodel")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        checkpoint.fill(nn.Linear(4, 2), checkpoint.load(path).weights, "it")
+    (path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(path)
+    (path / "stats.json").unlink()
+    with pytest.raises(CheckpointError, match=r"stats\.json is missing"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load_training(tmp_path)
+
+
+def test_a_run_of_another_config_is_refused(tmp_path: Path) -> None:
+    config = LoopConfig(data="a", out=str(tmp_path))
+    checkpoint.write_json(tmp_path / "config.json", {"lr": 1.0, "batch": 64})
+    with pytest.raises(RunError, match=r"lr \(was 1.0, now 0.0003\)"):
+        check_run(config)
+    with pytest.raises(RunError, match="name at least one source"):
+        check_run(LoopConfig())
+
+
+def test_non_finite_steps_are_skipped_counted_and_at_last_fatal() -> None:
+    state = trained(0)
+    before = state.student.weight.clone()
+    for _ in range(9):
+        state.update(state.student(torch.full((1, 3), float("nan"))).sum(), 1)
+    assert torch.equal(before, state.student.weight)
+    assert torch.equal(before, state.average.weight)
+    assert (state.step, state.skipped) == (9, 9)
+    with pytest.raises(RunError, match="episode 7"):
+        state.update(state.student(torch.full((1, 3), float("inf"))).sum(), 1, "episode 7")
+    state.skipped_in_row = 9
+    state.update(state.student(torch.ones(1, 3)).sum(), 1)
+    assert state.skipped_in_row == 0
+
+
+def test_learning_rate_depends_on_the_step_alone() -> None:
+    cosine = LoopConfig(lr=1.0, warmup=10, steps=110)
+    assert cosine.lr_at(0) == pytest.approx(0.1)
+    assert cosine.lr_at(9) == cosine.lr_at(10) == 1.0
+    assert cosine.lr_at(60) == pytest.approx(0.55)
+    assert cosine.lr_at(110) == pytest.approx(0.1)
+    assert LoopConfig(lr=1.0, warmup=10, steps=110, schedule="constant").lr_at(90) == 1.0
+    with pytest.raises(ValueError, match="cosine, constant"):
+        LoopConfig(schedule="linear")
+
+
+def test_moving_average_moves_every_step() -> None:
+    from selfflow.worldmodel.ema import decay_at, update
+
+    average, student = nn.Linear(2, 1), nn.Linear(2, 1)
+    want = 0.75 * average.weight.detach() + 0.25 * student.weight.detach()
+    update(average, student, 0.75)
+    assert torch.allclose(average.weight, want)
+    assert decay_at(0, 0.9999, warmup=True) == 0.1
+    assert decay_at(10**6, 0.9999, warmup=True) == 0.9999
+    assert decay_at(0, 0.9999, warmup=False) == 0.9999
+
+
+def test_random_numbers_of_a_step_are_its_own() -> None:
+    a, b, c = (torch.rand(3, generator=generator(*k)) for k in ((0, 1), (0, 1), (1, 0)))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_state_is_readable(tmp_path: Path) -> None:
+    state = json.loads((save(tmp_path, trained()) / "train" / "state.json").read_text())
+    assert state == {"step": 3, "samples": 12, "skipped": 0, "skipped_in_row": 0, "seed": 0}
+    assert isinstance(checkpoint.load_training(checkpoint.resolve(tmp_path)), Training)

@@ -1,0 +1,180 @@
+"""A policy checkpoint in use: same actions after loading, history, and the contract's checks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfflow.datasets.normalize import Statistics, to_json
+from selfflow.datasets.spec import EMBODIMENTS, UserError
+from selfflow.policies.base import Policy
+from selfflow.policies.finetune import FinetuneConfig, policy_config
+from selfflow.policies.flow_policy import FlowPolicy, Parts, load_policy
+from selfflow.policies.head import PolicyModel
+from selfflow.policies.scripted import HoldStill, RandomWalk
+from selfflow.worldmodel import checkpoint
+from selfflow.worldmodel.checkpoint import Training
+from selfflow.worldmodel.layout import Layout, Robots
+from selfflow.worldmodel.train import ModelSize
+
+ROBOT = EMBODIMENTS["google_robot"]
+STATISTICS = Statistics(
+    **{k: getattr(ROBOT, k) for k in ("control_hz", "frame", "rotation", "gripper", "limits")},
+    action_q01=(-0.1,) * 6 + (0.0,),
+    action_q99=(0.1,) * 6 + (1.0,),
+    action_mean=(0.0,) * 7,
+    action_std=(1.0,) * 7,
+    action_min=(-1.0,) * 7,
+    action_max=(1.0,) * 7,
+    proprio_q01=(0.0,) * 8,
+    proprio_q99=(1.0,) * 8,
+    n=1,
+    sources=("made up",),
+)
+CONFIG = FinetuneConfig(
+    model=ModelSize(32, 4, 2, 2.0),
+    layout=Layout(32, 32, 16, context=2, future=0, stride=3, chunk=4),
+    execute=2,
+    sampling_steps=3,
+)
+ROBOTS = Robots(("google_robot", "widowx"), (3.0, 5.0))
+
+
+def random_model() -> PolicyModel:
+    torch.manual_seed(0)
+    model = PolicyModel(CONFIG.encoder, CONFIG.head).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.1)
+    return model
+
+
+def in_memory(steps: int = 3, execute: int = 2) -> FlowPolicy:
+    parts = Parts(random_model(), CONFIG.layout, ROBOTS, STATISTICS, {})
+    return FlowPolicy(parts, ROBOT, steps, execute)
+
+
+def save(run: Path) -> Path:
+    weights = random_model().state_dict()
+    meta = policy_config(CONFIG, ROBOTS)
+    training = Training(weights, weights, {}, {"step": 1})
+    return checkpoint.save(run, weights, meta, to_json({"google_robot": STATISTICS}), training)
+
+
+def observation(seed: int = 0, instruction: str = "open top drawer") -> dict:
+    rng = np.random.default_rng(seed)
+    return {
+        "images": {"overhead_camera": rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)},
+        "proprio": np.array([0.1, 0.2, 0.3, 1, 0, 0, 0, 0.5], np.float32),
+        "instruction": instruction,
+    }
+
+
+def test_loading_gives_the_same_actions(tmp_path: Path) -> None:
+    save(tmp_path)
+    loaded = load_policy(tmp_path, "google_robot")
+    assert isinstance(loaded, Policy)
+    assert (loaded.steps, loaded.execute) == (3, 2)  # the checkpoint's own
+    own = in_memory()
+    for seed in range(3):
+        a, b = loaded.act(observation(seed)), own.act(observation(seed))
+        np.testing.assert_allclose(a.actions, b.actions, atol=1e-6)
+        np.testing.assert_array_equal(a.terminate, b.terminate)
+
+
+def test_actions_are_physical_and_within_the_gripper_range() -> None:
+    policy = in_memory(execute=4)
+    chunk = policy.act(observation())
+    assert chunk.actions.shape == (4, 7)
+    assert chunk.terminate is not None
+    assert chunk.terminate.shape == (4,)
+    assert ((chunk.actions[:, 6] >= 0) & (chunk.actions[:, 6] <= 1)).all()
+    # sampled values of order 1 are scaled by the quantiles' 0.1
+    assert 0 < np.abs(chunk.actions[:, :6]).max() < 1
+
+
+def test_an_episodes_seed_fixes_its_noise() -> None:
+    policy = in_memory()
+    first = policy.act(observation()).actions
+    second = policy.act(observation()).actions
+    assert not np.allclose(first, second)
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(observation()).actions, first)
+    policy.reset(7)
+    other = policy.act(observation()).actions
+    assert not np.allclose(first, other)
+
+
+@pytest.mark.parametrize("part", ["images", "proprio", "instruction"])
+def test_every_part_of_the_observation_matters(part: str) -> None:
+    changed = observation()
+    if part == "images":
+        changed["images"] = observation(seed=1)["images"]
+    elif part == "proprio":
+        changed["proprio"] = changed["proprio"] + np.float32(0.3)
+    else:
+        changed["instruction"] = "close top drawer"
+    a, b = in_memory().act(observation()).actions, in_memory().act(changed).actions
+    assert not np.allclose(a, b, atol=1e-6)
+
+
+def test_history_is_the_frame_of_stride_steps_ago() -> None:
+    policy = in_memory(execute=2)  # decisions at steps 0, 2, 4, 6; frames at -3 and 0
+    images = [np.full((32, 32, 3), i, np.uint8) for i in range(4)]
+    seen = []
+    for image in images:
+        frames, valid = policy._history(image)
+        seen.append(([int(f[0, 0, 0]) for f in frames], valid.tolist()))
+        policy._step += 2
+    # at step 2 the frame of step -1 does not exist; at 4 that of step 0 stands for step 1
+    assert seen == [
+        ([0, 0], [False, True]),
+        ([0, 1], [False, True]),
+        ([0, 2], [True, True]),
+        ([1, 3], [True, True]),
+    ]
+
+
+def test_what_a_checkpoint_must_hold(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    with pytest.raises(UserError, match="widowx"):
+        load_policy(path, "widowx")
+    with pytest.raises(UserError, match="google_robot, widowx"):
+        load_policy(path, "nobody")
+    with pytest.raises(UserError, match=r"execute=1\.\.4"):
+        load_policy(path, "google_robot", execute=5)
+    config = json.loads((path / "config.json").read_text())
+    other = config | {"action": config["action"] | {"gripper": "closedness"}}
+    (path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="gripper is closedness, not opening"):
+        load_policy(path, "google_robot")
+    (path / "config.json").write_text(json.dumps(config))
+    statistics = to_json({"google_robot": replace(STATISTICS, control_hz=10.0)})
+    (path / "stats.json").write_text(json.dumps(statistics))
+    with pytest.raises(UserError, match="control_hz"):
+        load_policy(path, "google_robot")
+    (path / "stats.json").unlink()
+    with pytest.raises(UserError, match=r"stats\.json is missing"):
+        load_policy(path, "google_robot")
+    with pytest.raises(UserError, match="no such folder"):
+        load_policy(tmp_path / "nowhere", "google_robot")
+
+
+def test_a_missing_camera_is_named() -> None:
+    wrong = observation() | {"images": {"wrist": np.zeros((8, 8, 3), np.uint8)}}
+    with pytest.raises(ValueError, match="overhead_camera; the observation has wrist"):
+        in_memory().act(wrong)
+
+
+def test_baselines() -> None:
+    still = HoldStill().act(observation()).actions
+    assert (still[:, :6] == 0).all()
+    assert (still[:, 6] == 0.5).all()
+    walk = RandomWalk(seed=1)
+    walk.reset(3)
+    a = walk.act(observation()).actions
+    walk.reset(3)
+    np.testing.assert_array_equal(a, walk.act(observation()).actions)
+    assert ((a[:, 6] >= 0) & (a[:, 6] <= 1)).all()
