@@ -1,8 +1,8 @@
 """Scripted experts: they read privileged state and act only through the 7-D action.
 
 One plan per task family, written as a generator of waypoints, so it reads top to bottom; the same
-plan runs in the twin and in SIMPLER. Drawers open by hooking the upper edge of the front with closed
-fingers pitched 30 degrees down (handles have no collision shape). World frame, metres.
+plan runs in the twin and in SIMPLER. Drawers open by hooking the upper edge of the front with
+closed fingers pitched 30 degrees down (handles have no collision shape). World frame, metres.
 """
 
 from collections.abc import Generator, Iterator

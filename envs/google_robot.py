@@ -50,9 +50,9 @@ FINGERS = {
 # like 1.6e-2 in a substep. PhysX 5 solves contacts with the bare inertia, so that closed fingers
 # rattled and slid off each other by 0.2 rad. With this they rest as in the original.
 FINGER_ARMATURE = 0.02
-# A gripping finger stands still, but PhysX 4 reports 0.1 to 0.3 rad/s (median 0.17) for it in the
-# original's traces. SIMPLER's next path starts from that, and its speed target keeps the grip. PhysX 5
-# reports 0, with which the grip would let go at the start of every control step.
+# A gripping finger stands still, but PhysX 4 reports 0.1 to 0.3 rad/s for it in the original's
+# traces. SIMPLER's next path starts from that, and its speed target keeps the grip. PhysX 5 reports
+# 0, with which the grip would let go at the start of every control step.
 GRIP_SPEED = 0.17
 HELD_LAG = 0.05  # rad behind the last drive target; a free finger is within 0.002
 TOUCHING = 1.05  # rad; beyond it the fingers meet each other, where PhysX 4 reports no speed either

@@ -33,9 +33,13 @@ add_backports() {
     echo "$line" | as_root tee "${target%.sources}.list" >/dev/null
 }
 
+install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y \
+        --no-install-recommends "$@" >/dev/null || fail "apt-get could not install $*"
+}
+
 install_vulkan() {
-    command -v apt-get >/dev/null || fail "no apt-get here: install a Vulkan driver (Mesa 25 lavapipe) by hand"
-    export DEBIAN_FRONTEND=noninteractive
+    command -v apt-get >/dev/null || fail "no apt-get: install a Vulkan driver (lavapipe of Mesa 25) by hand"
     local suite=()
     # shellcheck disable=SC1091
     . /etc/os-release
@@ -44,8 +48,8 @@ install_vulkan() {
         suite=(-t bookworm-backports)
     fi
     as_root apt-get -qq update
-    as_root apt-get -qq install -y --no-install-recommends libvulkan1 libegl1 libgl1 libgles2
-    as_root apt-get -qq install -y --no-install-recommends "${suite[@]}" mesa-vulkan-drivers
+    install libvulkan1 libegl1 libgl1 libgles2
+    install "${suite[@]}" mesa-vulkan-drivers
 }
 
 [ -x "$python" ] || fail "no .venv here: run make test or make rollout once first"
@@ -54,5 +58,7 @@ if ! "$python" -c "import sapien" 2>/dev/null; then
     [ -e constraints.txt ] && constraints=(-c constraints.txt)
     "$python" -m pip install -q -e '.[simpler]' "${constraints[@]}"
 fi
-"${check[@]}" >/dev/null 2>&1 || install_vulkan
-"${check[@]}" || fail "no frame could be rendered; the lines above say why"
+if ! "${check[@]}" 2>/dev/null; then
+    install_vulkan
+    "${check[@]}" || fail "no frame could be rendered; the line above says why"
+fi

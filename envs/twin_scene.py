@@ -232,7 +232,7 @@ def _fingers(spec: mujoco.MjSpec, gripper: Body) -> None:
              name=f"{name}_bar", mass=0.04, friction=(1.5, 0.02, 0.002), **_ROBOT)  # fmt: skip
         _box(finger, (0, side * 0.008, 0.095), (0.030, 0.016, 0.056), (0.1, 0.1, 0.1, 1), mass=0.02,
              name=f"{name}_tip", friction=(2, 0.05, 0.005), condim=6,
-             solimp=(0.95, 0.99, 0.001, 0.5, 2),              solref=(0.004, 1), **_ROBOT)  # fmt: skip
+             solimp=(0.95, 0.99, 0.001, 0.5, 2), solref=(0.004, 1), **_ROBOT)  # fmt: skip
         spec.add_actuator(
             name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=(-30, 30),
             forcelimited=True, gaintype=mujoco.mjtGain.mjGAIN_FIXED,
