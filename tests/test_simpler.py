@@ -186,24 +186,26 @@ def test_picks_the_apple_up_and_keeps_it():
     simulator.reset(placement, np.random.default_rng(0))
     start = simulator.proprio()[3:7].astype(np.float64)
 
-    def move(world: np.ndarray, opening: float) -> dict[str, np.ndarray]:
+    def move(height: float, opening: float, steps: int) -> dict[str, np.ndarray]:
+        """Goes towards that height above the apple's first place; returns the state there."""
+        for _ in range(steps):
+            step(apple + np.array([0.0, 0.0, height]), opening)
+        return simulator.privileged()
+
+    def step(world: np.ndarray, opening: float) -> None:
         base = simulator.privileged()["base"].astype(np.float64)
         tool = simulator.proprio()[:3].astype(np.float64)
         delta = rotate(inverse(base[3:]), world - base[:3]) - tool
         delta *= min(1.0, 0.15 / np.linalg.norm(delta))
         simulator.step(tool + delta, start, opening)
-        return simulator.privileged()
 
     apple = simulator.privileged()["apple"][:3].astype(np.float64)
-    for height, steps in ((0.12, 22), (0.0, 12)):
-        for _ in range(steps):
-            move(apple + [0.0, 0.0, height], 1.0)
-    for _ in range(4):
-        state = move(apple, 0.0)
+    move(0.12, 1.0, 22)
+    move(0.0, 1.0, 12)
+    state = move(0.0, 0.0, 4)
     assert state["apple_grasped"] == 1.0
     assert 0.3 < simulator.proprio()[7] < 0.6  # the apple is between the fingers
-    for _ in range(12):
-        state = move(apple + [0.0, 0.0, 0.12], 0.0)
+    state = move(0.12, 0.0, 12)
     assert state["apple_grasped"] == 1.0
     assert state["apple"][2] > apple[2] + 0.06
     assert state["apple_on_drawer_floor"] == 0.0
