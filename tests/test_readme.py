@@ -1,4 +1,4 @@
-"""The README and docs against the tree: the map is whole, commands compose, links lead somewhere."""
+"""README and docs against the tree: the map is whole, commands compose, links lead somewhere."""
 
 import re
 import shlex

@@ -62,7 +62,7 @@ def test_clean_episode_executes_its_labels(twin):
 
 
 def test_test_seeds_and_tasks_without_expert_are_refused():
-    with pytest.raises(UserError, match="train seeds are 0..99999"):
+    with pytest.raises(UserError, match=r"train seeds are 0\.\.99999"):
         check(config(seed=200_000))
     with pytest.raises(UserError, match="not built yet"):
         check(config(task="move_near"))
