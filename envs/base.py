@@ -15,7 +15,6 @@ from selfflow.datasets.rotations import canonical, compose, from_axis_angle
 from selfflow.datasets.spec import (
     ACTION_DIM,
     GRIPPER,
-    OPENING,
     POSITION,
     ROTATION,
     TOOL_POSITION,
@@ -35,7 +34,6 @@ _PROPRIO_BOUNDS = (  # position within 10 m, unit quaternion with w >= 0, openin
 
 
 @runtime_checkable  # so that beartype can check arguments in tests
-@runtime_checkable
 class Simulator(Protocol):
     """A robot in a scene. Poses are xyz + wxyz in metres; the tool's in the robot's base frame."""
 
@@ -92,7 +90,7 @@ class RobotEnv(gymnasium.Env):
     so far; at reset also task, backend, seed, draws (every random draw by name) and cameras.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (gymnasium's form)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's form)
 
     def __init__(self, simulator: Simulator, task: Task, placement: str = "mild") -> None:
         if task.name not in RULES:
@@ -100,6 +98,7 @@ class RobotEnv(gymnasium.Env):
         self.simulator, self.task, self.placement = simulator, task, placement
         self.embodiment = simulator.embodiment
         self.render_mode = "rgb_array"
+        self.metadata = {**self.metadata, "render_fps": self.embodiment.control_hz}
         self._rules = RULES[task.name](task)
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -126,7 +125,11 @@ class RobotEnv(gymnasium.Env):
         super().reset(seed=seed)
         rng = self.np_random if seed is None else np.random.default_rng(seed)
         placement = draw_placement(self.task, self.placement, rng, seed)
-        placement |= (options or {}).get("placement", {})
+        given = (options or {}).get("placement", {})
+        if not given.keys() <= placement.keys():
+            unknown = ", ".join(sorted(given.keys() - placement.keys()))
+            raise ValueError(f"placement: no such entry {unknown}; have {', '.join(placement)}")
+        placement |= given
         draws = placement | self.simulator.reset(placement, rng)
         self._steps = self._clipped = self._ik_failed = self.subtask = 0
         self._rules.reset(self.simulator.privileged())
@@ -196,5 +199,4 @@ class RobotEnv(gymnasium.Env):
             "progress": self._rules.progress(),
             "clipped": self._clipped,
             "ik_failed": self._ik_failed,
-            "opening": float(self.simulator.proprio()[OPENING]),
         }

@@ -100,7 +100,7 @@ class TwinScene:
                       for f in ("finger_right", "finger_left"))  # fmt: skip
         state = {
             "drawers": d.qpos[self._drawers],
-            "apple": d.qpos[self._apple : self._apple + 7],
+            "apple": d.qpos[self._apple : self._apple + 7] if self._has_apple else np.zeros(7),
             "tool": [*d.site_xpos[self._tcp], *canonical(self._tool_quaternion())],
             "base": [*d.mocap_pos[0], *canonical(d.mocap_quat[0])],
             "apple_grasped": [grasped],
@@ -119,8 +119,12 @@ class TwinScene:
             optical = compose(q, [0, 1, 0, 0])  # MuJoCo looks along -z with y up
             p = rotate(inverse(base_q), self.data.cam_xpos[camera] - base_p)
             info[name] = {
-                "intrinsics": np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]]),
-                "pose": np.array([*p, *canonical(compose(inverse(base_q), optical))]),
+                "intrinsics": np.array(
+                    [[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32
+                ),
+                "pose": np.array(
+                    [*p, *canonical(compose(inverse(base_q), optical))], np.float32
+                ),
             }
         return info
 

@@ -1,6 +1,6 @@
 """Pictures of the MuJoCo twin: OpenGL off screen where there is any, else rays on the CPU.
 
-`make_renderer` takes what works, in the order EGL, OSMesa, rays; MUJOCO_GL=egl|osmesa|ray chooses.
+`make_renderer` takes what works, in the order EGL, OSMesa, rays; SELFFLOW_RENDERER chooses one.
 The ray renderer needs no graphics library at all: flat colours, Lambert shading, one shadow ray.
 """
 
@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import mujoco
 import numpy as np
 from jaxtyping import UInt8
+
+from selfflow.datasets.spec import UserError
 
 Frame = UInt8[np.ndarray, "H W 3"]
 
@@ -144,12 +146,15 @@ class RayRenderer:
 
 def make_renderer(model: mujoco.MjModel, height: int, width: int) -> Renderer:
     """The best renderer that works here; says so in one line where it is the ray renderer."""
-    asked = os.environ.get("MUJOCO_GL", "").lower()
+    libraries = {"egl": ("EGL", "GL"), "osmesa": ("OSMesa",)}
+    # not MUJOCO_GL: mujoco refuses at import what it does not know, such as "ray"
+    asked = os.environ.get("SELFFLOW_RENDERER", "")
+    if asked not in ("", "ray", *libraries):
+        raise UserError(f"SELFFLOW_RENDERER={asked}: choose egl, osmesa or ray, or leave it unset")
     if asked == "ray":
         return RayRenderer(model, height, width)
-    libraries = {"egl": ("EGL", "GL"), "osmesa": ("OSMesa",)}
     tried = []
-    for kind in [asked] if asked in libraries else libraries:
+    for kind in [asked] if asked else libraries:
         if all(ctypes.util.find_library(name) for name in libraries[kind]):
             try:
                 return GLRenderer(model, height, width, kind)

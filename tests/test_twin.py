@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from selfflow.datasets.rotations import compose, inverse, rotate, to_axis_angle
-from selfflow.datasets.spec import GRIPPER, TASKS, task_named
+from selfflow.datasets.spec import GRIPPER, TASKS, UserError, task_named
 from selfflow.envs import twin_scene
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import DrawerExpert, perturb
@@ -184,13 +184,28 @@ def test_ray_renderer_draws_the_same_scene(env: RobotEnv):
 
 
 def test_without_opengl_it_says_so_and_draws_rays(monkeypatch, capsys):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("SELFFLOW_RENDERER", raising=False)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     renderer = make_renderer(twin_scene.build(*SMALL), *SMALL)
     assert renderer.kind == "ray"
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "libegl1" in message
+
+
+def test_the_renderer_can_be_chosen(monkeypatch, capsys):
+    model = twin_scene.build(*SMALL)
+    monkeypatch.setenv("SELFFLOW_RENDERER", "ray")
+    assert make_renderer(model, *SMALL).kind == "ray"
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("SELFFLOW_RENDERER", "glfw")
+    with pytest.raises(UserError, match="egl, osmesa or ray"):
+        make_renderer(model, *SMALL)
+
+
+def test_a_misspelt_placement_is_refused(env: RobotEnv):
+    with pytest.raises(ValueError, match="robot_x"):
+        env.reset(seed=0, options={"placement": {"robo_x": 0.6}})
 
 
 @pytest.mark.slow
