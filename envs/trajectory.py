@@ -4,6 +4,8 @@ import numpy as np
 from jaxtyping import Float
 from ruckig import InputParameter, Result, Ruckig, Trajectory
 
+AT_REST = 1e-8  # rad and rad/s (or m)
+
 
 class JerkLimited:
     """Time-optimal joint paths under limits on velocity, acceleration and jerk.
@@ -36,9 +38,12 @@ class JerkLimited:
         self, target: np.ndarray, times: Float[np.ndarray, "n"]
     ) -> tuple[Float[np.ndarray, "n J"], Float[np.ndarray, "n J"]]:
         """Positions and velocities at `times` (s from now) on the way to rest at `target`."""
-        self._input.current_position = self.position
-        self._input.current_velocity = self.velocity
-        self._input.target_position = np.asarray(target, np.float64)
+        target = np.asarray(target, np.float64)
+        # ruckig fails on joints that are off their target by rounding only: those are there
+        there = (np.abs(self.position - target) < AT_REST) & (np.abs(self.velocity) < AT_REST)
+        self._input.current_position = np.where(there, target, self.position)
+        self._input.current_velocity = np.where(there, 0.0, self.velocity)
+        self._input.target_position = target
         result = self._otg.calculate(self._input, self._path)
         if result not in (Result.Working, Result.Finished):
             raise RuntimeError(f"no jerk-limited path from {self.position} to {target}: {result}")
