@@ -120,9 +120,12 @@ def _run_hydra(
         if "out" in cfg:
             cfg.out = os.path.relpath(HydraConfig.get().runtime.output_dir)
         config = typed(config_type, cfg)
-        if check:
-            check(config)
-        main(config)
+        try:
+            if check:
+                check(config)
+            main(config)
+        except UserError as e:  # which hydra would print with a traceback
+            fail(str(e))
 
     hydra.main(version_base=None, config_path=str(FOLDER), config_name=config_name)(run)()
 

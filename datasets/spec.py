@@ -27,7 +27,6 @@ ACTION_DIM, PROPRIO_DIM = 7, 8
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6  # parts of an action
 TOOL_POSITION, TOOL_QUATERNION, OPENING = slice(0, 3), slice(3, 7), 7  # parts of proprioception
 ACTION_NAMES = ("dx", "dy", "dz", "rx", "ry", "rz", "gripper_open")
-PROPRIO_NAMES = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper_open")
 
 
 class UserError(Exception):
@@ -138,26 +137,59 @@ TASKS = {
     )
 }
 
-# SIMPLER's official ids, where one id names one of our tasks.
+_DRAWERS = [(verb, d) for verb in ("open", "close") for d in ("top", "middle", "bottom")]
+
+# SIMPLER's ids, of its wrapper (google_robot_..., widowx_...) and of its environments (...-v0),
+# where one names one of our tasks. Three of its WidowX ids are our names.
 ALIASES = {
+    **{f"google_robot_{verb}_{d}_drawer": f"{verb}_{d}_drawer" for verb, d in _DRAWERS},
     **{
-        f"google_robot_{verb}_{drawer}_drawer": f"{verb}_{drawer}_drawer"
-        for verb in ("open", "close")
-        for drawer in ("top", "middle", "bottom")
+        f"{verb.title()}{d.title()}DrawerCustomInScene-v0": f"{verb}_{d}_drawer"
+        for verb, d in _DRAWERS
     },
+    "google_robot_place_in_closed_top_drawer": "open_drawer_place",
     "google_robot_place_apple_in_closed_top_drawer": "open_drawer_place",
+    "PlaceIntoClosedTopDrawerCustomInScene-v0": "open_drawer_place",
     "google_robot_pick_coke_can": "pick_coke_can",
+    "google_robot_pick_horizontal_coke_can": "pick_coke_can",
+    "google_robot_pick_vertical_coke_can": "pick_coke_can",
+    "google_robot_pick_standing_coke_can": "pick_coke_can",
+    "GraspSingleOpenedCokeCanInScene-v0": "pick_coke_can",
     "google_robot_move_near": "move_near",
+    "google_robot_move_near_v0": "move_near",
+    "google_robot_move_near_v1": "move_near",
+    "MoveNearGoogleBakedTexInScene-v0": "move_near",
+    "MoveNearGoogleBakedTexInScene-v1": "move_near",
     "widowx_put_eggplant_in_basket": "widowx_eggplant_in_basket",
+    "PutEggplantInBasketScene-v0": "widowx_eggplant_in_basket",
+    "PutSpoonOnTableClothInScene-v0": "widowx_spoon_on_towel",
+    "PutCarrotOnPlateInScene-v0": "widowx_carrot_on_plate",
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v0": "widowx_stack_cube",
 }
+# Those that name several tasks, with the ones that are here.
+SEVERAL = {
+    "google_robot_open_drawer": tuple(f"open_{d}_drawer" for d in ("top", "middle", "bottom")),
+    "google_robot_close_drawer": tuple(f"close_{d}_drawer" for d in ("top", "middle", "bottom")),
+    "google_robot_place_in_closed_drawer": ("open_drawer_place",),
+}
+# Those that name none of ours.
+ABSENT = (
+    "google_robot_pick_object",
+    "google_robot_place_in_closed_middle_drawer",
+    "google_robot_place_in_closed_bottom_drawer",
+)
 
 
 def task_named(name: str) -> Task:
     """The task of that name or SIMPLER id. Raises UserError with the choices."""
     task = TASKS.get(ALIASES.get(name, name))
-    if task is None:
-        raise UserError(f"task={name}: no such task; choose one of {', '.join(TASKS)}")
-    return task
+    if task is not None:
+        return task
+    if name in SEVERAL:
+        choices = ", ".join(SEVERAL[name])
+        raise UserError(f"task={name}: names several of SIMPLER's tasks; choose one of {choices}")
+    what = "a task of SIMPLER's that is not here" if name in ABSENT else "no such task"
+    raise UserError(f"task={name}: {what}; choose one of {', '.join(TASKS)}")
 
 
 # Which seeds may serve what, so that no reported number was tuned on: ranges never overlap.

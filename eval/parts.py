@@ -21,6 +21,7 @@ from selfflow.datasets.spec import (
 )
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import DrawerExpert
+from selfflow.envs.gripper import GRIPPERS
 from selfflow.envs.tasks import RULES
 from selfflow.policies.base import Policy
 from selfflow.policies.scripted import HoldStill, RandomWalk
@@ -36,6 +37,7 @@ class RolloutConfig:
     task: str
     backend: str
     placement: str
+    gripper: str
     policy: str
     checkpoint: str | None
     execute: int | None
@@ -88,6 +90,11 @@ def check(config: RolloutConfig) -> None:
         raise UserError(f"task={task.name}: not built yet; choose one of {', '.join(RULES)}")
     one_of("backend", config.backend, BACKENDS)
     one_of("placement", config.placement, PLACEMENTS)
+    one_of("gripper", config.gripper, GRIPPERS)
+    if config.gripper != "opening" and config.backend != "simpler":
+        raise UserError(
+            f"gripper={config.gripper}: only with backend=simpler; choose that, or gripper=opening"
+        )
     one_of("policy", config.policy, POLICIES)
     one_of("split", config.split, SEEDS)
     least = {"episodes": 1, "workers": 1, "videos": 0, "execute": 1, "steps": 1}
@@ -102,7 +109,8 @@ def check(config: RolloutConfig) -> None:
 
 def make_env(config: RolloutConfig) -> RobotEnv:
     """The task in the config's simulator."""
-    return BACKENDS[config.backend](config.spec, config.placement)
+    options = {"gripper": config.gripper} if config.backend == "simpler" else {}
+    return BACKENDS[config.backend](config.spec, config.placement, **options)
 
 
 def make_policy(config: RolloutConfig, env: RobotEnv) -> Policy:
@@ -138,14 +146,14 @@ def _mujoco(task: Task, placement: str) -> RobotEnv:
     return make_mujoco(task, placement)
 
 
-def _simpler(task: Task, placement: str) -> RobotEnv:
+def _simpler(task: Task, placement: str, gripper: str = "opening") -> RobotEnv:
     try:
         from selfflow.envs.simpler import make_simpler
     except ModuleNotFoundError as e:
         if e.name != "sapien":
             raise
         raise UserError("backend=simpler: SAPIEN is not installed; run make simpler-setup") from e
-    return make_simpler(task, placement)
+    return make_simpler(task, placement, gripper=gripper)
 
 
 def _fake(task: Task, placement: str) -> RobotEnv:
@@ -180,7 +188,7 @@ def _random(config: RolloutConfig, env: RobotEnv) -> Policy:
     return RandomWalk(env.embodiment.name)
 
 
-BACKENDS: dict[str, Callable[[Task, str], RobotEnv]] = {
+BACKENDS: dict[str, Callable[..., RobotEnv]] = {
     "mujoco": _mujoco,
     "simpler": _simpler,
     "fake": _fake,

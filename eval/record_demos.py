@@ -6,24 +6,33 @@ proprioception, privileged state, seed and every random draw. Run again, it cont
 Ctrl-C or SIGKILL loses at most the episode in progress.
 """
 
-import multiprocessing
-import queue
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selfflow.configs.entry import launch, one_of
-from selfflow.datasets.spec import UserError, check_seeds, task_named
-from selfflow.datasets.store import EpisodeRecord, EpisodeStore, StoreHeader, StoreWriter
+from selfflow.datasets.spec import EMBODIMENTS, SEEDS, UserError, check_seeds, task_named
+from selfflow.datasets.store import (
+    EpisodeRecord,
+    EpisodeStore,
+    StoreHeader,
+    StoreWriter,
+    read_header,
+)
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import DrawerExpert, perturb
 from selfflow.envs.tasks import RULES
-from selfflow.eval.parts import BACKENDS, PLACEMENTS
+from selfflow.eval.parts import BACKENDS
 from selfflow.eval.video import contact_sheet
+from selfflow.eval.workers import run_jobs
+
+Attempt = tuple[bool, bool]  # whether it succeeded, whether it is kept
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,47 @@ def check(config: RecordConfig) -> None:
     if task.name not in RULES:
         raise UserError(f"task={task.name}: not built yet; choose one of {', '.join(RULES)}")
     one_of("backend", config.backend, BACKENDS)
-    one_of("placement", config.placement, PLACEMENTS)
+    if config.placement == "grid":
+        raise UserError(
+            "placement=grid: SIMPLER's evaluation cells, not to be trained on; choose mild"
+        )
+    one_of("placement", config.placement, ("mild",))
     check_seeds(config.seed, config.episodes, "train")
-    for key, least in (("episodes", 1), ("workers", 1), ("linger", 0)):
-        if getattr(config, key) < least:
-            raise UserError(f"{key}={getattr(config, key)}: must be {least} or more")
+    for key, least, most in (
+        ("episodes", 1, inf),
+        ("workers", 1, inf),
+        ("linger", 0, inf),
+        ("noise", 0, 1),
+        ("noise_turn", 0, 1),
+        ("noisy_episodes", 0, 1),
+        ("noisy_steps", 0, 1),
+    ):
+        value = getattr(config, key)
+        if not least <= value <= most:  # nor is nan
+            allowed = f"{least} or more" if most == inf else f"between {least} and {most}"
+            raise UserError(f"{key}={value}: must be {allowed}")
+    check_store(config)
+
+
+def check_store(config: RecordConfig) -> None:
+    """Raises UserError unless `out` is new, empty, or a store of the same kind."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out}: is a file; choose another folder")
+    if (out / "store.json").exists():
+        held, ours = asdict(read_header(out)), asdict(header_of(config))
+        other = ", ".join(f"{k}={v}" for k, v in held.items() if v != ours[k])
+        if other:
+            raise UserError(f"out={out}: holds episodes of {other}; choose another folder")
+    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(f"out={out}: holds something else than episodes; choose another folder")
+
+
+def header_of(config: RecordConfig) -> StoreHeader:
+    """What the store's episodes have in common."""
+    task = task_named(config.task)
+    cameras = EMBODIMENTS[task.embodiment].cameras
+    return StoreHeader(task.embodiment, task.name, cameras, config.backend)
 
 
 def record_episode(
@@ -85,7 +130,7 @@ def record_episode(
         states.append(info["privileged"])
         left -= bool(info["success"])
     return EpisodeRecord(
-        images={k: [o["images"][k] for o in seen] for k in seen[0]["images"]},
+        images={k: [o["images"][k] for o in seen] for k in env.embodiment.cameras},
         proprio=np.stack([o["proprio"] for o in seen]),
         actions=np.stack(labels).astype(np.float32),
         executed=np.stack(executed).astype(np.float32),
@@ -99,63 +144,107 @@ def record_episode(
     )
 
 
-def work(config: RecordConfig, worker: int, reports: Any) -> None:
-    """One process: attempts seeds seed + worker, + workers, ... until its share is stored."""
+def seeds_of(config: RecordConfig, worker: int) -> range:
+    """The seeds that a worker may attempt: seed + worker, + workers, ..."""
+    return range(config.seed + worker, SEEDS["train"].stop, config.workers)
+
+
+def shares(config: RecordConfig) -> list[int]:
+    """Episodes that each worker has yet to record, in all what `out` lacks of `episodes`.
+
+    A worker's part lies in its own seeds, so that a continued recording attempts what one that was
+    never stopped does. Where kept episodes have seeds of another run's `workers` or `seed`, those
+    parts would come to more than is lacking, and the last workers record less.
+    """
+    kept: set[int] = set()
+    if (Path(config.out) / "store.json").exists():
+        store = EpisodeStore(config.out)
+        kept = store.seeds() - set(store.failures)
+    counts = []
+    for worker in range(config.workers):
+        mine = seeds_of(config, worker)
+        part = len(range(worker, config.episodes, config.workers))
+        counts.append(max(0, part - sum(seed in mine for seed in kept)))
+    excess = sum(counts) - max(0, config.episodes - len(kept))
+    for worker in reversed(range(config.workers)):
+        less = min(counts[worker], excess)
+        counts[worker], excess = counts[worker] - less, excess - less
+    return counts
+
+
+def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attempt], None]) -> None:
+    """Attempts the worker's seeds in turn until `count` episodes more are stored.
+
+    Raises UserError as the environment's maker does, and when train seeds are used up.
+    """
     task = task_named(config.task)
     env = BACKENDS[config.backend](task, config.placement)
-    header = StoreHeader(task.embodiment, task.name, env.embodiment.cameras, config.backend)
-    share = len(range(worker, config.episodes, config.workers))
-    with StoreWriter(config.out, f"{worker:03d}", header) as writer:
-        seen = EpisodeStore(config.out).seeds()
-        mine = range(config.seed + worker, 100_000, config.workers)
-        attempts = iter(s for s in mine if s not in seen)
-        kept = sum(s in seen for s in mine) - len(
-            set(EpisodeStore(config.out).failures) & set(mine)
+    try:
+        with StoreWriter(config.out, f"{worker:03d}", header_of(config)) as writer:
+            seen = EpisodeStore(config.out).seeds()
+            attempts = (seed for seed in seeds_of(config, worker) if seed not in seen)
+            while count > 0:
+                seed = next(attempts, None)
+                if seed is None:
+                    raise UserError(
+                        f"seed={config.seed}: no train seeds are left up to "
+                        f"{SEEDS['train'].stop - 1}; choose a lower first seed"
+                    )
+                record = record_episode(env, DrawerExpert(task), seed, config)
+                keep = record.success or config.keep_failures
+                if keep:
+                    writer.append(record)
+                    count -= 1
+                else:
+                    writer.note_failure(seed, f"no success in {len(record.actions)} steps")
+                report((record.success, keep))
+    finally:
+        env.close()
+
+
+class Display:
+    """A progress bar on a terminal, else a plain line every 10 attempts."""
+
+    def __init__(self, config: RecordConfig, missing: int) -> None:
+        self._config, self._start = config, time.monotonic()
+        self._kept, self._attempts, self._good = config.episodes - missing, 0, 0
+        console = Console()
+        self._plain = not console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=self._plain,
         )
-        while kept < share:
-            seed = next(attempts)
-            record = record_episode(env, DrawerExpert(task), seed, config)
-            if record.success or config.keep_failures:
-                writer.append(record)
-                kept += 1
-            else:
-                writer.note_failure(seed, f"no success in {len(record.actions)} steps")
-            reports.put((record.success, len(record.actions)))
-    env.close()
+        self._bar = self.progress.add_task(config.task, total=config.episodes, completed=self._kept)
+
+    def update(self, attempt: Attempt) -> None:
+        """Counts and shows an attempt."""
+        success, kept = attempt
+        self._attempts, self._good = self._attempts + 1, self._good + success
+        self._kept += kept
+        rate = self._attempts / (time.monotonic() - self._start) * 60
+        text = (
+            f"{self._config.task}: {self._good}/{self._attempts} succeed, {rate:.0f} attempts/min"
+        )
+        self.progress.update(self._bar, completed=self._kept, description=text)
+        if self._plain and self._attempts % 10 == 0:
+            print(f"{text}, {self._kept}/{self._config.episodes} episodes", flush=True)
 
 
 def main(config: RecordConfig) -> None:
-    """Starts the workers and shows their progress."""
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    jobs = [
-        context.Process(target=work, args=(config, worker, reports), daemon=True)
-        for worker in range(config.workers)
-    ]
-    before = len(EpisodeStore(config.out)) if (Path(config.out) / "store.json").exists() else 0
-    for job in jobs:
-        job.start()
-    start, results = time.monotonic(), []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        bar = progress.add_task(config.task, total=config.episodes, completed=before)
-        while any(job.is_alive() for job in jobs) or not reports.empty():
-            try:
-                results.append(reports.get(timeout=0.5))
-            except queue.Empty:
-                continue
-            good = sum(success for success, _ in results)
-            rate = len(results) / (time.monotonic() - start) * 60
-            kept = len(results) if config.keep_failures else good
-            text = f"{config.task}: {good}/{len(results)} succeed, {rate:.0f} episodes/min"
-            progress.update(bar, completed=before + kept, description=text)
-    if any(job.exitcode for job in jobs):
-        raise RuntimeError(f"a worker failed: exit codes {[job.exitcode for job in jobs]}")
+    """Starts the workers, shows their progress, and says what the store holds."""
+    counts = shares(config)
+    display = Display(config, sum(counts))
+    jobs = [(config, worker, count) for worker, count in enumerate(counts) if count]
+    try:
+        with display.progress:
+            run_jobs(work, jobs, display.update)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command continues {config.out}")
+        raise
     store = EpisodeStore(config.out)
     sheet = Path(config.out) / "contact_sheet.png"
     first = [store.frames(i, range(0, store.length(i), 16)) for i in range(min(6, len(store)))]

@@ -27,14 +27,16 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
     """Raises UserError unless the folder is new, empty, or holds a run of the same config."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder}: is a file; choose another folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    # A kill may have left unfinished files, whose names begin with a dot, and no config.json yet.
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
-    if not (folder / CONFIG).is_file() or not (folder / EPISODES).is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(f"out={folder}: holds something else than a rollout; choose another folder")
-    held = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    held = _read_config(folder)
     other = [f"{k}={held.get(k)}" for k in identity if held.get(k) != identity[k]]
     if other:
         raise UserError(f"out={folder}: holds a run with {', '.join(other)}; choose another folder")
+    read_episodes(folder)
 
 
 def append_episode(folder: Path, episode: Episode) -> None:
@@ -50,17 +52,35 @@ def write_episodes(folder: Path, episodes: Iterable[Episode]) -> None:
 
 
 def read_episodes(folder: Path) -> list[Episode]:
-    """The finished episodes; a torn last line is none."""
+    """The finished episodes; a torn last line is none. Raises UserError for a damaged one."""
     path = folder / EPISODES
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [_episode(json.loads(line)) for line in lines if line.endswith("\n")]
+    *lines, _ = path.read_bytes().split(b"\n")
+    episodes = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            episodes.append(_episode(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{path}: line {number} is damaged; delete it and its episode is run again"
+            ) from e
+    return episodes
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented JSON, whole or not at all."""
     _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        held = json.loads((folder / CONFIG).read_bytes())
+    except ValueError:  # also what undecodable bytes raise
+        held = None
+    if not isinstance(held, dict):
+        raise UserError(f"out={folder}: its {CONFIG} is damaged; choose another folder")
+    return held
 
 
 def _line(episode: Episode) -> str:

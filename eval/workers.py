@@ -1,4 +1,4 @@
-"""Runs the seeds of a rollout, here or spread over processes, and reports as it goes."""
+"""Work spread over processes, and the seeds of a rollout run so; both report as they go."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,36 +44,54 @@ def run_seeds(config: RolloutConfig, seeds: Sequence[int], folder: Path, report:
     Raises UserError as the makers do, RuntimeError where a worker process has died.
     """
     workers = min(config.workers, len(seeds))
-    if workers == 1:
-        _run(config, seeds, folder, report)
+    spread = [(config, list(seeds[i::workers]), folder) for i in range(workers)]
+    run_jobs(_run, spread, report)
+
+
+def run_jobs(
+    work: Callable[..., None], jobs: Sequence[tuple], report: Callable[[Any], None]
+) -> None:
+    """Calls work(*job, report) for each job: a single one here, several in a process each.
+
+    What the processes report is reported here, and their UserError is raised here; `work` and jobs
+    must pickle. However this ends, the processes have ended. Raises RuntimeError if one has died.
+    """
+    if len(jobs) <= 1:
+        for job in jobs:
+            work(*job, report)
         return
     context = multiprocessing.get_context("spawn")  # a forked renderer or torch may hang
-    messages = context.Queue()
+    messages = context.Queue()  # before SIGINT is blocked: it may start a process that unblocks it
     processes = [
-        context.Process(
-            target=_work, args=(config, list(seeds[i::workers]), folder, messages), daemon=True
-        )
-        for i in range(workers)
+        context.Process(target=_worker, args=(work, job, messages), daemon=True) for job in jobs
     ]
-    with _one_thread():
-        for process in processes:
-            process.start()
     try:
+        with _for_workers():
+            for process in processes:
+                process.start()
         for message in _until_all_ended(processes, messages):
             if isinstance(message, UserError):
                 raise message
             report(message)
     finally:
         for process in processes:
-            process.terminate()
-            process.join()
+            if process.pid is not None:  # it was started
+                process.terminate()
+                process.join()
 
 
-def _work(config: RolloutConfig, seeds: Sequence[int], folder: Path, messages) -> None:
+def _worker(work: Callable[..., None], job: tuple, messages) -> None:
     """A worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends us
+    parent = multiprocessing.parent_process()
+
+    def report(message: Any) -> None:
+        if parent and not parent.is_alive():  # killed; nobody reads what we would report
+            messages.cancel_join_thread()
+            raise SystemExit(1)
+        messages.put(message)
+
     try:
-        _run(config, seeds, folder, messages.put)
+        work(*job, report)
     except UserError as e:
         messages.put(e)
 
@@ -118,24 +137,26 @@ def _episode(
     return episode
 
 
-def _until_all_ended(processes: list, messages) -> Iterator[Message]:
+def _until_all_ended(processes: list, messages) -> Iterator[Any]:
     """Messages until every process has ended and the queue is empty."""
     while True:
-        ended = [not process.is_alive() for process in processes]  # before the queue is looked at
+        ended = all(not process.is_alive() for process in processes)  # before the queue is read
+        died = [process.exitcode for process in processes if process.exitcode]
         try:
-            yield messages.get(timeout=0.2)
+            yield messages.get(timeout=0 if died else 0.2)
         except queue.Empty:
-            died = [p.exitcode for p in processes if p.exitcode]
             if died:
-                raise RuntimeError(f"a rollout worker died with exit code {died[0]}") from None
-            if all(ended):
+                raise RuntimeError(f"a worker process died with exit code {died[0]}") from None
+            if ended:
                 return
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started inside compute on one thread each."""
+def _for_workers() -> Iterator[None]:
+    """Processes started inside compute on one thread each, and never see Ctrl-C, not even while
+    they start: the terminal sends it to the parent too, which ends them."""
     before = os.environ.get("OMP_NUM_THREADS")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         yield
@@ -144,3 +165,4 @@ def _one_thread() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

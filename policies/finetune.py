@@ -13,23 +13,24 @@ import torch
 from torch import Tensor
 
 from selfflow.configs.entry import launch
-from selfflow.datasets.normalize import fit, from_json, to_json
+from selfflow.datasets.normalize import to_json
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import EMBODIMENTS, UserError
-from selfflow.datasets.windows import Mixture, prefetch
+from selfflow.datasets.windows import prefetch
 from selfflow.policies.head import HeadConfig, PolicyModel, head_loss
 from selfflow.worldmodel import flow
-from selfflow.worldmodel.checkpoint import Checkpoint, fill, load
+from selfflow.worldmodel.checkpoint import Checkpoint, fill, load, parts_of
 from selfflow.worldmodel.layout import ACTION_CHANNELS, Layout, Robots
-from selfflow.worldmodel.loop import LoopConfig, Run, State, check_run, generator, start
+from selfflow.worldmodel.loop import LoopConfig, State, check_run, generator, open_run, start
 from selfflow.worldmodel.train import (
     Inputs,
     ModelSize,
+    amounts,
     autocast,
     batch_tokens,
     describe,
+    prepare,
     rates,
-    report_data,
     user_errors,
     window,
 )
@@ -40,6 +41,7 @@ from selfflow.worldmodel.transformer import ModelConfig
 class FinetuneConfig(LoopConfig):
     """Every key of configs/finetune.yaml, which explains them."""
 
+    out: str = "outputs/policy"
     init: str | None = None
     model: ModelSize = field(default_factory=ModelSize)
     layout: Layout = field(default_factory=lambda: Layout(future=0))
@@ -104,27 +106,25 @@ def check(config: FinetuneConfig) -> None:
 
 def main(config: FinetuneConfig) -> None:
     """Trains until `steps` or `minutes` are over, or a signal says stop."""
-    sources, weights = open_sources(config.sources)
-    device = start(config)
-    student, robots = build(config, rates(sources))
-    state = State(student.to(device), config)
     with user_errors():
-        run = Run(config, state, "finetune")
-        statistics = from_json(load(run.resumed).statistics) if run.resumed else fit(sources)
-        report_data(sources)
-        meta = policy_config(config, robots)
+        device = start(config)
+        sources, weights = open_sources(config.sources)
         spec = window(config.layout, config.shift, only_with_actions=True)
-        mixture = Mixture(sources, weights, spec, config.seed)
-        batches = prefetch(mixture, range(state.step, config.steps), config.batch)
-        for step, batch in run.batches(batches):
-            inputs = batch_tokens(batch, config.layout, robots, statistics)
-            loss = policy_loss(student, inputs, config, generator(config.seed, step), device)
-            norm = state.update(loss, config.batch, batch.ids)
-            run.log(config.batch, loss=loss, grad_norm=norm)
-            if run.due():
-                run.save(meta, to_json(statistics))
-        run.save(meta, to_json(statistics))
-        run.finish()
+        mixture, statistics = prepare(config, sources, weights, spec)
+        student, robots = build(config, rates(sources))
+        state = State(student.to(device), config)
+        meta = policy_config(config, robots)
+        with open_run(config, state, "finetune", amounts(sources)) as run:
+            batches = prefetch(mixture, range(state.step, config.steps), config.batch)
+            for step, batch in run.batches(batches):
+                inputs = batch_tokens(batch, config.layout, robots, statistics)
+                loss = policy_loss(student, inputs, config, generator(config.seed, step), device)
+                norm = state.update(loss, config.batch, batch.ids)
+                run.log(config.batch, loss=loss, grad_norm=norm)
+                if run.due():
+                    run.save(meta, to_json(statistics))
+            run.save(meta, to_json(statistics))
+            run.finish()
 
 
 def build(config: FinetuneConfig, data_rates: dict[str, float]) -> tuple[PolicyModel, Robots]:
@@ -140,15 +140,18 @@ def build(config: FinetuneConfig, data_rates: dict[str, float]) -> tuple[PolicyM
             fill(student.backbone, {k: have[k] for k in wanted if k in have}, str(given.path))
             if given.config["kind"] == "policy":
                 fill(student.head, given.part("head"), str(given.path))
-        robots = Robots(*(tuple(v) for v in given.config["embodiments"].values()))
+            with parts_of(given.path):
+                robots = Robots(*(tuple(v) for v in given.config["embodiments"].values()))
         left = len(have) - len(wanted)
         print(f"init: {given.path}, {len(wanted)} tensors of the backbone taken, {left} not needed")
     return student, robots.extended(data_rates)
 
 
 def check_init(config: FinetuneConfig, given: Checkpoint) -> None:
-    """Raises UserError if the backbone to start from is of another shape."""
-    theirs = ModelConfig.from_dict(given.config["model"])
+    """Raises UserError if the backbone to start from is of another shape, CheckpointError if it
+    is damaged."""
+    with parts_of(given.path):
+        theirs = ModelConfig.from_dict(given.config["model"])
     block = config.encoder.depth
     if theirs.depth < block:
         raise UserError(f"init={config.init} has {theirs.depth} blocks, read_at needs {block}")

@@ -35,7 +35,7 @@ from selfflow.datasets.spec import (
 from selfflow.datasets.text import ENCODER, embed_batch
 from selfflow.datasets.windows import resize
 from selfflow.policies.head import HeadConfig, PolicyModel
-from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load
+from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load, parts_of
 from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.sampler import euler, times
 from selfflow.worldmodel.transformer import ModelConfig, Tokens
@@ -55,7 +55,13 @@ class Parts:
 
 
 class FlowPolicy:
-    """Samples a chunk of actions by flow matching; fixed by its checkpoint and seed."""
+    """Samples a chunk of actions by flow matching; fixed by its checkpoint and seed.
+
+    It counts the control steps between its decisions as the actions it returned, up to the first
+    with `terminate`, where the rest is dropped. Where the environment advances to the next subtask
+    by itself amid a chunk, fewer were executed: the count is then up to execute - 1 steps ahead,
+    and of a history (layout.context > 1) the frames before that pass for so much older.
+    """
 
     def __init__(
         self, parts: Parts, robot: Embodiment, steps: int, execute: int, seed: int = 0
@@ -93,8 +99,9 @@ class FlowPolicy:
         robot = EMBODIMENTS[embodiment]
         try:
             given = load(path, "policy")
-            check_contract(given, robot)
-            parts = assemble(given, embodiment)
+            with parts_of(given.path):
+                check_contract(given, robot)
+                parts = assemble(given, embodiment)
         except CheckpointError as e:
             raise UserError(str(e)) from e
         decision = parts.decision
@@ -119,10 +126,11 @@ class FlowPolicy:
         chunk = euler(lambda x, t: head(x, self._modulations[t], memory), noise, self.steps)[
             0, : self.execute
         ].numpy()
-        self._step += self.execute
+        ends = chunk[:, TERMINATE] > 0
+        self._step += int(ends.argmax()) if ends.any() else self.execute
         actions = denormalize_action(chunk[:, :ACTION_DIM], p.statistics)
         actions[:, GRIPPER] = np.clip(actions[:, GRIPPER], 0, 1)
-        return ActionChunk(actions.astype(np.float32), chunk[:, TERMINATE] > 0)
+        return ActionChunk(actions.astype(np.float32), ends)
 
     def _conditions(self, observation: Observation) -> tuple[Tokens, Tokens]:
         layout = self.parts.layout
@@ -186,16 +194,23 @@ def check_contract(given: Checkpoint, robot: Embodiment) -> None:
 def assemble(given: Checkpoint, embodiment: str) -> Parts:
     """Modules with the checkpoint's weights, in fp32 on the CPU."""
     config: dict[str, Any] = given.config
-    model = PolicyModel(ModelConfig.from_dict(config["model"]), HeadConfig(**config["head"]))
+    encoder, head = ModelConfig.from_dict(config["model"]), HeadConfig(**config["head"])
+    layout, decision = Layout(**config["layout"]), config["decision"]
+    conditions = [m for m in layout.modalities() if m.role == "condition"]
+    if list(encoder.modalities) != conditions or head.chunk != layout.chunk:
+        raise ValueError("model, head and layout do not belong together")
+    if not all(isinstance(decision.get(key), int) for key in ("steps", "execute")):
+        raise ValueError(f"decision {decision} needs whole steps and execute")
+    model = PolicyModel(encoder, head)
     fill(model, given.weights, str(given.path))
     model.eval().requires_grad_(False)
     robots = Robots(*(tuple(v) for v in config["embodiments"].values()))
     return Parts(
         model,
-        Layout(**config["layout"]),
+        layout,
         robots,
         from_json(given.statistics)[embodiment],
-        config["decision"],
+        decision,
     )
 
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from selfflow.worldmodel import checkpoint
 from selfflow.worldmodel.checkpoint import CheckpointError, RunError, Training
-from selfflow.worldmodel.loop import LoopConfig, State, check_run, generator
+from selfflow.worldmodel.loop import LoopConfig, State, generator
+
+META = {"format": 1, "kind": "policy"} | {key: {} for key in checkpoint.KEYS["policy"]}
 
 
 def trained(steps: int = 3) -> State:
@@ -23,9 +25,7 @@ def trained(steps: int = 3) -> State:
 
 def save(run: Path, state: State, dtype: str = "float32") -> Path:
     training = state.training()
-    return checkpoint.save(
-        run, training.average, {"kind": "policy"}, {"r": {"n": 1}}, training, dtype, keep=2
-    )
+    return checkpoint.save(run, training.average, META, {"r": {"n": 1}}, training, dtype, keep=2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -56,11 +56,14 @@ def test_what_a_user_loads_is_the_moving_average(tmp_path: Path) -> None:
 
 def test_only_the_last_ones_are_kept_and_a_run_resolves_to_its_last(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".draft-1").mkdir(parents=True)  # of a killed process
+    backup = tmp_path / "checkpoints" / "step-000009.bak"
+    backup.mkdir()
     for steps in (1, 2, 3):
         save(tmp_path, trained(steps))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "step-000002",
         "step-000003",
+        backup.name,
     ]
     last = tmp_path / "checkpoints" / "step-000003"
     assert checkpoint.resolve(tmp_path) == last == checkpoint.resolve(last)
@@ -104,13 +107,36 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
         checkpoint.load_training(tmp_path)
 
 
-def test_a_run_of_another_config_is_refused(tmp_path: Path) -> None:
-    config = LoopConfig(data="a", out=str(tmp_path))
-    checkpoint.write_json(tmp_path / "config.json", {"lr": 1.0, "batch": 64})
-    with pytest.raises(RunError, match=r"lr \(was 1.0, now 0.0003\)"):
-        check_run(config)
-    with pytest.raises(RunError, match="name at least one source"):
-        check_run(LoopConfig())
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ([1], "holds a list, not an object"),
+        (META | {"format": 2}, "format is 2, not 1"),
+        ({"kind": "policy"}, "format is None, not 1"),
+        ({"format": 1}, "kind missing"),
+        ({k: v for k, v in META.items() if k != "head"}, r"config\.json: head missing"),
+        (META | {"kind": ["policy"]}, r"is a \['policy'\], not a policy"),
+    ],
+)
+def test_a_foreign_config_is_named(tmp_path: Path, config: object, says: str) -> None:
+    path = save(tmp_path, trained(1))
+    checkpoint.write_json(path / "config.json", config)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        checkpoint.load(path, "policy" if says.startswith("is a") else None)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_training_state_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path, trained(1))
+    whole = json.loads((path / "train" / "state.json").read_text())
+    checkpoint.write_json(path / "train" / "state.json", whole | {"samples": None})
+    with pytest.raises(CheckpointError, match=r"state\.json: samples missing"):
+        trained(0).restore(path)
+    checkpoint.write_json(path / "train" / "state.json", whole)
+    checkpoint._write_tensors(path / "train" / "optimizer.safetensors", {"x:step": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="KeyError: 'x'"):
+        trained(0).restore(path)
 
 
 def test_non_finite_steps_are_skipped_counted_and_at_last_fatal() -> None:

@@ -24,7 +24,7 @@ def start(folder: Path, *arguments: str, script: Path = ROLLOUT) -> subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SIMPLER_ASSETS": "/nowhere"},
     )
 
 
@@ -80,12 +80,18 @@ def test_flags(tmp_path):
             "videos=0",
             "out=many",
         ),
+        "late": start(  # a mistake that only main finds
+            tmp_path, "-m", "backend=simpler", "policy=hold", "seed=200000,200009", "out=late"
+        ),
     }
     done = {name: (*job.communicate(timeout=120), job.returncode) for name, job in jobs.items()}
     assert done["help"][0].startswith("python eval/simpler_rollout.py task=open_drawer_place")
     assert "backend: mujoco #" in done["help"][0]
     assert "task: close_top_drawer" in done["cfg"][0]
     assert done["module"][2] == 2
+    assert done["late"][2] == 2
+    assert done["late"][1].startswith("simpler_rollout.py: ")
+    assert done["late"][1].count("\n") == 1
     assert done["many"][2] == 0, done["many"][1]
     for number, task in enumerate(("close_top_drawer", "open_top_drawer")):
         assert task in (tmp_path / "many" / str(number) / "summary.json").read_text()

@@ -20,6 +20,7 @@ from selfflow.worldmodel.checkpoint import Training
 from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.train import ModelSize
 
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "open_drawer_place"
 ROBOT = EMBODIMENTS["google_robot"]
 STATISTICS = Statistics(
     **{k: getattr(ROBOT, k) for k in ("control_hz", "frame", "rotation", "gripper", "limits")},
@@ -135,6 +136,57 @@ def test_history_is_the_frame_of_stride_steps_ago() -> None:
         ([0, 2], [True, True]),
         ([1, 3], [True, True]),
     ]
+
+
+def test_steps_are_counted_up_to_the_first_terminate() -> None:
+    policy = in_memory(execute=4)
+    output = policy.parts.model.head.output
+    output.weight.zero_()
+    output.bias.zero_()
+    output.bias[7] = 10.0  # velocity = noise - data: every terminate channel ends below 0
+    assert not policy.act(observation()).terminate.any()
+    assert policy._step == 4
+    # without a velocity the chunk is its noise
+    output.bias[7] = 0.0
+    counted = 4
+    for _ in range(8):
+        ends = policy.act(observation()).terminate
+        counted += list(ends).index(True) if ends.any() else 4
+        assert policy._step == counted
+    assert counted < 4 + 8 * 4
+
+
+def test_threads_do_not_change_actions() -> None:
+    before = torch.get_num_threads()
+    chunks = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        policy = load_policy(BUNDLED, "google_robot", steps=2)
+        chunks.append(policy.act(observation()).actions)
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(chunks[0], chunks[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"hidden": 32}},
+        {"head": {"width": 3}},
+        {"layout": {"height": "tall"}},
+        {"layout": {"chunk": 5}},
+        {"decision": {"steps": 3}},
+        {"embodiments": 3},
+        {"action": []},
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, change: dict) -> None:
+    path = save(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=r"damaged or foreign") as caught:
+        load_policy(path, "google_robot")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_a_checkpoint_must_hold(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """The closed loop without physics: rules of an episode, folder, resuming, workers."""
 
 import json
+import os
+import queue
+import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +147,7 @@ def config(out: Path, **other) -> RolloutConfig:
         "task": "close_top_drawer",
         "backend": "fake",
         "placement": "mild",
+        "gripper": "opening",
         "policy": "random",
         "checkpoint": None,
         "execute": None,
@@ -216,12 +222,82 @@ def test_a_run_of_another_config_or_anything_else_is_not_continued(tmp_path):
         simpler_rollout.check(config(tmp_path / "mine.txt"))
 
 
+def test_a_run_killed_before_its_first_episode_is_continued(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.json.part").write_text("{")  # killed while config.json was written
+    simpler_rollout.check(config(out))
+    results.write_json(out / results.CONFIG, config(out).identity())  # or just after it
+    simpler_rollout.check(config(out))
+    simpler_rollout.main(config(out, episodes=1, videos=0))
+    assert len(lines(out)) == 1
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "\0\0"])
+def test_a_damaged_folder_is_one_line(tmp_path, damaged):
+    out = tmp_path / "run"
+    simpler_rollout.main(config(out, episodes=1, videos=0))
+    whole = (out / "config.json").read_text()
+    (out / "config.json").write_text(damaged)
+    with pytest.raises(UserError, match=r"config\.json is damaged; choose another folder"):
+        simpler_rollout.check(config(out))
+    (out / "config.json").write_text(whole)
+    simpler_rollout.check(config(out))
+    with open(out / "episodes.jsonl", "a") as f:
+        f.write(f"{damaged}\n")
+    with pytest.raises(UserError, match=r"episodes\.jsonl: line 2 is damaged"):
+        simpler_rollout.check(config(out))
+
+
+def test_gripper_reaches_simpler_and_no_other_backend(tmp_path, monkeypatch):
+    asked = []
+    for backend in parts.BACKENDS:
+        maker = lambda *a, backend=backend, **k: asked.append((backend, k)) or make_fake(*a)  # noqa: E731
+        monkeypatch.setitem(parts.BACKENDS, backend, maker)
+        parts.make_env(config(tmp_path, backend=backend))
+    parts.make_env(config(tmp_path, backend="simpler", gripper="sticky"))
+    assert asked == [
+        ("mujoco", {}),
+        ("simpler", {"gripper": "opening"}),
+        ("fake", {}),
+        ("simpler", {"gripper": "sticky"}),
+    ]
+
+
 def test_workers_give_the_same_episodes(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     simpler_rollout.main(config(one, episodes=3))
     simpler_rollout.main(config(two, episodes=3, workers=2))
     assert lines(two) == lines(one)
     assert (two / "episode_200000.mp4").is_file()
+
+
+def test_a_worker_that_died_is_told_while_others_still_report():
+    dead = SimpleNamespace(is_alive=lambda: False, exitcode=-9)
+    alive = SimpleNamespace(is_alive=lambda: True, exitcode=None)
+
+    class Busy:  # a message every 0.1 s, and one that the dead worker left
+        left = True
+
+        def get(self, timeout: float) -> str:
+            if timeout < 0.1 and not self.left:
+                raise queue.Empty
+            self.left = False
+            return "step"
+
+    messages = workers._until_all_ended([alive, dead], Busy())
+    assert next(messages) == "step"
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        next(messages)
+
+
+def test_workers_are_started_deaf_to_ctrl_c_and_the_parent_hears_it_after():
+    heard = pytest.raises(KeyboardInterrupt)
+    with heard, workers._for_workers():
+        os.kill(os.getpid(), signal.SIGINT)
+        child = subprocess.run(["grep", "SigBlk", "/proc/self/status"], stdout=subprocess.PIPE)
+    assert int(child.stdout.split()[1], 16) & 1 << signal.SIGINT - 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_worker_s_user_error_arrives(tmp_path, monkeypatch):
@@ -242,6 +318,8 @@ def test_a_worker_s_user_error_arrives(tmp_path, monkeypatch):
         ({"task": "pick_coke_can"}, "not built yet"),
         ({"backend": "mujco"}, "did you mean mujoco"),
         ({"placement": "wild"}, "choose one of grid, mild"),
+        ({"gripper": "sticky"}, "gripper=sticky: only with backend=simpler"),
+        ({"gripper": "stiky", "backend": "simpler"}, "did you mean sticky"),
         ({"policy": "best"}, "choose one of checkpoint, expert, hold, random"),
         ({"split": "tst"}, "did you mean test"),
         ({"episodes": 0}, "episodes=0: must be 1 or more"),

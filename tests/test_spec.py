@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from selfflow.datasets.spec import (
+    ABSENT,
     ALIASES,
     EMBODIMENTS,
     SEEDS,
+    SEVERAL,
     TASKS,
     UserError,
     check_seeds,
@@ -42,6 +44,67 @@ def test_every_alias_leads_to_a_task() -> None:
         assert task_named(official) is TASKS[name]
         assert official not in TASKS
     assert task_named("google_robot_open_top_drawer").name == "open_top_drawer"
+
+
+# What each of SIMPLER's ids is here: of its wrapper, then of its environments.
+PARTS = ("top", "middle", "bottom")
+GOOGLE = {
+    **{f"{v}_{d}_drawer": f"{v}_{d}_drawer" for v in ("open", "close") for d in PARTS},
+    **{f"{v}_drawer": None for v in ("open", "close")},
+    **{f"pick_{o}coke_can": "pick_coke_can" for o in ("", "horizontal_", "vertical_", "standing_")},
+    **{f"move_near{v}": "move_near" for v in ("", "_v0", "_v1")},
+    **{f"place_in_closed_{d}drawer": None for d in ("", "middle_", "bottom_")},
+    "pick_object": None,
+    "place_in_closed_top_drawer": "open_drawer_place",
+    "place_apple_in_closed_top_drawer": "open_drawer_place",
+}
+WIDOWX = {
+    "spoon_on_towel": "widowx_spoon_on_towel",
+    "carrot_on_plate": "widowx_carrot_on_plate",
+    "stack_cube": "widowx_stack_cube",
+    "put_eggplant_in_basket": "widowx_eggplant_in_basket",
+}
+ENVIRONMENTS = {
+    "GraspSingleOpenedCokeCanInScene-v0": "pick_coke_can",
+    "MoveNearGoogleBakedTexInScene-v0": "move_near",
+    "MoveNearGoogleBakedTexInScene-v1": "move_near",
+    "OpenTopDrawerCustomInScene-v0": "open_top_drawer",
+    "OpenMiddleDrawerCustomInScene-v0": "open_middle_drawer",
+    "OpenBottomDrawerCustomInScene-v0": "open_bottom_drawer",
+    "CloseTopDrawerCustomInScene-v0": "close_top_drawer",
+    "CloseMiddleDrawerCustomInScene-v0": "close_middle_drawer",
+    "CloseBottomDrawerCustomInScene-v0": "close_bottom_drawer",
+    "PlaceIntoClosedTopDrawerCustomInScene-v0": "open_drawer_place",
+    "PutSpoonOnTableClothInScene-v0": "widowx_spoon_on_towel",
+    "PutCarrotOnPlateInScene-v0": "widowx_carrot_on_plate",
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v0": "widowx_stack_cube",
+    "PutEggplantInBasketScene-v0": "widowx_eggplant_in_basket",
+}
+OFFICIAL = {f"google_robot_{name}": ours for name, ours in GOOGLE.items()}
+OFFICIAL |= {f"widowx_{name}": ours for name, ours in WIDOWX.items()} | ENVIRONMENTS
+
+
+def test_the_official_ids_are_all_here() -> None:
+    assert (len(GOOGLE), len(WIDOWX), len(ENVIRONMENTS)) == (21, 4, 14)
+    assert {*ALIASES, *SEVERAL, *ABSENT} == set(OFFICIAL) - set(TASKS)
+
+
+@pytest.mark.parametrize(("official", "ours"), OFFICIAL.items())
+def test_every_official_id_is_a_task_or_says_why_not(official: str, ours: str | None) -> None:
+    if ours is not None:
+        assert task_named(official).name == ours
+        return
+    several = {
+        "google_robot_open_drawer": "choose one of open_top_drawer, open_middle_drawer, open_bott",
+        "google_robot_close_drawer": "choose one of close_top_drawer, close_middle_drawer, close_b",
+        "google_robot_place_in_closed_drawer": "several of SIMPLER's tasks; choose one of open_dra",
+    }
+    with pytest.raises(UserError) as caught:
+        task_named(official)
+    says = str(caught.value)
+    assert says.startswith(f"task={official}: ")
+    assert "\n" not in says
+    assert several.get(official, "SIMPLER's that is not here; choose one of open_top_dr") in says
 
 
 def test_unknown_task_names_the_choices() -> None:

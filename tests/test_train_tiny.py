@@ -15,15 +15,23 @@ import pytest
 import torch
 
 from selfflow.configs.entry import compose
+from selfflow.datasets.normalize import FEATURES
 from selfflow.datasets.source import open_sources
-from selfflow.datasets.spec import UserError
+from selfflow.datasets.spec import ACTION_DIM, UserError
 from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
+from selfflow.datasets.text import TEXT_DIM
 from selfflow.datasets.windows import Mixture
 from selfflow.policies import finetune
 from selfflow.policies.finetune import FinetuneConfig
 from selfflow.policies.flow_policy import load_policy
 from selfflow.worldmodel import checkpoint, loop, train
-from selfflow.worldmodel.layout import Layout, Robots
+from selfflow.worldmodel.layout import (
+    ACTION_CHANNELS,
+    PROPRIO_CHANNELS,
+    TEXT_CHANNELS,
+    Layout,
+    Robots,
+)
 from selfflow.worldmodel.train import ModelSize, TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -295,8 +303,58 @@ def test_mistakes_are_one_line_before_any_work(store: Path, tmp_path: Path) -> N
         compose(FinetuneConfig, "finetune", ["execute=9"])
 
 
-def test_configs_and_defaults_are_the_same_keys() -> None:
-    assert compose(TrainConfig, "train", []).model == ModelSize()
+@real
+def test_data_that_cannot_be_used_leaves_no_folder(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    clip = f"{CLIP}@1e-9"  # found out, though it is hardly ever drawn
+    with pytest.raises(UserError, match="no actions to learn from"):
+        finetune.main(replace(finetuning(store, out), data=[str(store), clip]))
+    with pytest.raises(UserError, match="not recognised"):
+        train.main(replace(pretraining(store, out), data=str(tmp_path)))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resume_needs_the_same_data(script: str, store: Path, tmp_path: Path) -> None:
+    main, make = SCRIPTS[script]
+    main(replace(make(store, tmp_path), steps=1))
+    state = checkpoint.resolve(tmp_path) / "train" / "state.json"
+    values = json.loads(state.read_text())
+    assert values["data"] == {"store": [2, 24]}
+    checkpoint.write_json(state, values | {"data": {"store": [3, 24]}})
+    with pytest.raises(UserError, match="store has 2 episodes of 24 steps now, had 3 of 24"):
+        main(replace(make(store, tmp_path), steps=2))
+    checkpoint.write_json(state, {k: v for k, v in values.items() if k != "data"})
+    main(replace(make(store, tmp_path), steps=2))  # a checkpoint of before the field
+
+
+def test_a_damaged_init_is_one_line(store: Path, tmp_path: Path) -> None:
+    train.main(replace(pretraining(store, tmp_path / "pre"), steps=1))
+    path = checkpoint.resolve(tmp_path / "pre") / "config.json"
+    values = json.loads(path.read_text())
+    checkpoint.write_json(path, values | {"model": {"hidden": 32}})
+    with pytest.raises(UserError, match=r"damaged or foreign \(KeyError: 'modalities'\)"):
+        finetune.check(finetuning(store, tmp_path / "x", tmp_path / "pre"))
+
+
+@pytest.mark.parametrize(
+    "key", ["device=foo", "device=cuda:", "seed=-1", "threads=-1", "minutes=-1", "lr=nan"]
+)
+def test_values_out_of_range_are_one_line(key: str) -> None:
+    for config, name in ((TrainConfig, "train"), (FinetuneConfig, "finetune")):
+        with pytest.raises(UserError, match=key.split("=")[0]) as caught:
+            compose(config, name, [key])
+        assert "\n" not in str(caught.value)
+
+
+def test_configs_and_defaults_are_the_same() -> None:
+    assert compose(TrainConfig, "train", []) == TrainConfig()
+    assert compose(FinetuneConfig, "finetune", []) == FinetuneConfig()
     large = compose(TrainConfig, "train", ["model=selfflow_675m", "attention=full"])
     assert large.blocks == (8, 20)
     assert compose(FinetuneConfig, "finetune", ["init=some/run"]).encoder.depth == 4
+
+
+def test_what_both_sides_of_a_layer_hold_twice() -> None:
+    assert (TEXT_DIM, FEATURES) == (TEXT_CHANNELS, PROPRIO_CHANNELS)
+    assert ACTION_DIM + 1 == ACTION_CHANNELS

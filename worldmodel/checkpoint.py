@@ -16,6 +16,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,11 @@ from torch.optim import Optimizer
 
 Weights = dict[str, Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+FORMAT = 1  # of config.json
 _STEP = re.compile(r"step-(\d{6,})")
+_WORLDMODEL = ("model", "layout", "embodiments", "text_encoder", "action")
+KEYS = {"worldmodel": _WORLDMODEL, "policy": (*_WORLDMODEL, "head", "decision")}  # by kind
+COUNTERS = ("step", "samples", "skipped", "skipped_in_row")
 
 
 class RunError(Exception):
@@ -71,8 +77,7 @@ def folder(run: Path, step: int) -> Path:
 
 def last(run: Path) -> Path | None:
     """The run's latest checkpoint, if it has any."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(p.name)]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
+    return next(reversed(_all(run)), None)
 
 
 def resolve(path: str | Path) -> Path:
@@ -123,31 +128,45 @@ def prune(run: Path, keep: int) -> None:
     """Deletes drafts of killed processes and all but the last `keep` checkpoints."""
     for draft in (run / "checkpoints").glob(".draft-*"):
         shutil.rmtree(draft, ignore_errors=True)
-    steps = sorted((run / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
-    for old in steps[:-keep]:
+    for old in _all(run)[:-keep]:
         shutil.rmtree(old)
 
 
+def _all(run: Path) -> list[Path]:
+    """The run's checkpoints by step; a user's own step-000500.bak is none."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
 def load(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint for use. Raises CheckpointError if a part is missing or the kind is another."""
+    """A checkpoint for use. Raises CheckpointError if a part is missing, damaged or of another
+    format, or the kind is another."""
     path = resolve(path)
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / 'config.json'}: format is {config.get('format')}, not {FORMAT}; "
+            "give a checkpoint of this version of selfflow"
+        )
     if kind is not None and config.get("kind") != kind:
         cure = {
             "policy": "; make a policy from it with policies/finetune.py init=" + str(path),
             "worldmodel": "; give a run of worldmodel/train.py",
         }.get(kind, "")
         raise CheckpointError(f"checkpoint {path} is a {config.get('kind')}, not a {kind}{cure}")
+    missing = [key for key in KEYS.get(str(config.get("kind")), ("kind",)) if key not in config]
+    if missing:
+        raise CheckpointError(f"{path / 'config.json'}: {', '.join(missing)} missing")
     if not (path / "stats.json").is_file():
         raise CheckpointError(f"checkpoint {path}: stats.json is missing, so actions have no units")
-    statistics = _read_json(path / "stats.json")
+    statistics = read_json(path / "stats.json")
     return Checkpoint(path, config, statistics, _read_tensors(path / "model.safetensors"))
 
 
 def load_training(path: Path) -> Training:
-    """The part below train/. Raises CheckpointError if it was not kept."""
+    """The part below train/. Raises CheckpointError if it was not kept, or is damaged."""
     train = path / "train"
-    state = _read_json(train / "state.json")
+    state = load_training_state(path)
     average = train / "average.safetensors"
     return Training(
         _read_tensors(average if average.is_file() else path / "model.safetensors"),
@@ -157,12 +176,31 @@ def load_training(path: Path) -> Training:
     )
 
 
+def load_training_state(path: Path) -> dict[str, Any]:
+    """train/state.json: COUNTERS, seed, and what the run noted."""
+    state = read_json(path / "train" / "state.json")
+    missing = [key for key in COUNTERS if not isinstance(state.get(key), int)]
+    if missing:
+        raise CheckpointError(f"{path / 'train' / 'state.json'}: {', '.join(missing)} missing")
+    return state
+
+
 def fill(module: nn.Module, weights: Weights, where: str) -> None:
     """Strict loading. Raises CheckpointError that names the first keys that do not fit."""
     try:
         module.load_state_dict(weights, strict=True)
     except RuntimeError as e:
         raise CheckpointError(f"{where} does not fit this model: {_one_line(e)}") from e
+
+
+@contextmanager
+def parts_of(path: Path) -> Iterator[None]:
+    """Around making parts from a checkpoint's JSON: CheckpointError where it says nonsense."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        what = f"{type(e).__name__}: {_one_line(e)}"
+        raise CheckpointError(f"checkpoint {path}: damaged or foreign ({what})") from e
 
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> Weights:
@@ -175,7 +213,7 @@ def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> Weights:
 
 
 def fill_optimizer(optimizer: Optimizer, module: nn.Module, tensors: Weights) -> None:
-    """Inverse of optimizer_tensors."""
+    """Inverse of optimizer_tensors. A name of another model is a KeyError."""
     parameters = dict(module.named_parameters())
     for name, value in tensors.items():
         parameter_name, key = name.rsplit(":", 1)
@@ -202,11 +240,15 @@ def _read_tensors(path: Path) -> Weights:
         raise CheckpointError(f"{path}: cannot be read ({_one_line(e)})") from e
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's object. Raises CheckpointError if it is missing, damaged, or no object."""
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path}: cannot be read ({_one_line(e)})") from e
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not an object")
+    return values
 
 
 def _one_line(error: Exception) -> str:

@@ -6,13 +6,16 @@ random state and a resumed run repeats an uninterrupted one to the bit.
 """
 
 import copy
+import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,6 +28,8 @@ from selfflow.worldmodel import checkpoint, ema
 from selfflow.worldmodel.checkpoint import RunError, Training
 
 SKIP_LIMIT = 10  # non-finite steps in a row before a run stops
+TELL_SECONDS = 30.0  # between plain lines where there is no terminal for a progress bar
+Amounts = dict[str, list[int]]  # source name -> [episodes, steps]
 # keys that may differ when a run goes on: how long, how often, how many threads
 FREE = {"steps", "minutes", "threads", "save_every", "save_minutes", "log_every", "keep", "out"}
 
@@ -35,18 +40,18 @@ class LoopConfig:
 
     data: Any = field(default_factory=list)  # path or path@weight, or a list of them
     out: str = "outputs/run"  # run folder; the same command goes on where it stopped
-    steps: int = 2000  # length of the run and of the learning-rate schedule
+    steps: int = 5000  # length of the run and of the learning-rate schedule
     minutes: float = 0.0  # stop earlier, after so many minutes of this sitting; 0: never
     batch: int = 64  # samples a step
     lr: float = 3e-4
-    warmup: int = 100  # steps
+    warmup: int = 200  # steps
     schedule: str = "cosine"  # after warm-up: cosine to a tenth, or constant
     weight_decay: float = 0.0
     clip: float = 1.0  # gradient norm
     ema: float = 0.9999
     ema_warmup: bool = True  # min(ema, (1 + n) / (10 + n))
     precision: str = "bf16"  # autocast, or fp32
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, cuda:N, or auto: cuda where there is one
     threads: int = 0  # of torch; 0: as many as torch likes
     seed: int = 0
     save_every: int = 500  # steps
@@ -61,7 +66,12 @@ class LoopConfig:
         _choose("export", self.export, tuple(checkpoint.DTYPES))
         if min(self.steps, self.batch, self.save_every, self.keep, self.log_every) < 1:
             raise ValueError("steps, batch, save_every, keep and log_every are at least 1")
-        if self.lr <= 0 or self.clip <= 0 or self.warmup < 0 or not 0 <= self.ema < 1:
+        for name in ("seed", "threads", "minutes", "save_minutes", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device}: choose one of auto, cpu, cuda, cuda:N")
+        if not (self.lr > 0 and self.clip > 0 and self.warmup >= 0 and 0 <= self.ema < 1):
             raise ValueError("lr and clip must be positive, warmup >= 0, ema in 0 .. 1")
 
     @property
@@ -90,13 +100,24 @@ def generator(seed: int, step: int, stream: str = "noise") -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
+def device_of(config: LoopConfig) -> torch.device:
+    """The device to train on. Raises RunError if this machine has none such."""
+    have = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "auto":
+        return torch.device("cuda" if have else "cpu")
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= have:
+        raise RunError(f"device={config.device}: torch finds {have} CUDA devices; device=cpu works")
+    return device
+
+
 def start(config: LoopConfig) -> torch.device:
-    """Threads, initialisation seed, device."""
+    """Threads, initialisation seed, device. Raises RunError if there is no such device."""
+    device = device_of(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if config.device == "auto" else config.device)
+    return device
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -143,38 +164,97 @@ class State(Generic[Model]):
 
     def training(self) -> Training:
         """For a checkpoint."""
-        counters = ("step", "samples", "skipped", "skipped_in_row")
+        counters = {name: getattr(self, name) for name in checkpoint.COUNTERS}
         return Training(
             self.average.state_dict(),
             self.student.state_dict(),
             checkpoint.optimizer_tensors(self.optimizer, self.student),
-            {name: getattr(self, name) for name in counters} | {"seed": self.config.seed},
+            counters | {"seed": self.config.seed},
         )
 
     def restore(self, path: Path) -> None:
-        """Inverse of `training`."""
+        """Inverse of `training`. Raises CheckpointError if it is damaged or of another model."""
         kept = checkpoint.load_training(path)
         checkpoint.fill(self.average, kept.average, str(path))
         checkpoint.fill(self.student, kept.student, str(path))
-        checkpoint.fill_optimizer(self.optimizer, self.student, kept.optimizer)
-        self.step, self.samples = kept.state["step"], kept.state["samples"]
-        self.skipped, self.skipped_in_row = kept.state["skipped"], kept.state["skipped_in_row"]
+        with checkpoint.parts_of(path):
+            checkpoint.fill_optimizer(self.optimizer, self.student, kept.optimizer)
+        for name in checkpoint.COUNTERS:
+            setattr(self, name, kept.state[name])
 
 
 def check_run(config: LoopConfig) -> None:
-    """Raises RunError if `out` holds a run of another config, or data is not given."""
+    """Raises RunError if data is not given, there is no such device, or `out` is not for this run:
+    another process is in it, or it holds a run of another config, or something else.
+
+    A run without a checkpoint has nothing to lose: it may begin again with another config.
+    """
     if not config.sources:
         raise RunError("data=: name at least one source, e.g. data=[data/demos@0.7,path/to/shard]")
-    path = Path(config.out) / "config.json"
-    if not path.exists():
+    device_of(config)
+    out = Path(config.out)
+    path, saved = out / "config.json", checkpoint.last(out) is not None
+    if (out / "model.safetensors").exists():
+        raise RunError(f"out={config.out} is a checkpoint, not a run folder; choose another out")
+    if (out / ".lock").exists():
+        with _locked(out):
+            pass
+    if not path.exists() and not saved:
         return
-    old, new = json.loads(path.read_text()), _identity(config)
+    try:
+        old, new = checkpoint.read_json(path), _identity(config)
+    except checkpoint.CheckpointError as e:
+        raise RunError(f"{e}; choose another out") from e
+    if "lr" not in old:
+        raise RunError(f"{path} is not a training run's; choose another out")
     differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    if differ:
+    if saved and differ:
         changes = ", ".join(f"{k} (was {old.get(k)}, now {new.get(k)})" for k in differ)
         raise RunError(
             f"out={config.out} holds a run of another config: {changes}; choose another out"
         )
+
+
+def check_data(path: Path, now: Amounts) -> None:
+    """Raises RunError if the checkpoint's run had other amounts of data; old ones do not say."""
+    before = checkpoint.load_training_state(path).get("data")
+    if not isinstance(before, dict):
+        return
+    for name in sorted(before.keys() | now.keys()):
+        was, has = before.get(name, [0, 0]), now.get(name, [0, 0])
+        if was != has:
+            raise RunError(
+                f"{name} has {has[0]} episodes of {has[1]} steps now, had {was[0]} of {was[1]}: "
+                "resume needs the same data; choose another out"
+            )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes from training in it; the lock ends with ours."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as e:
+        raise RunError(f"out={out} cannot be written ({e.strerror}); choose another out") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise RunError(
+                f"out={out}: another process trains in it; wait for it or choose another out"
+            ) from e
+        yield
+
+
+@contextmanager
+def open_run(config: LoopConfig, state: State, title: str, data: Amounts) -> Iterator["Run"]:
+    """A new or resumed run, its folder locked until the block is left. Nothing is written before.
+
+    Raises RunError if another process has the folder, or `data` is not what a resumed run had.
+    """
+    with _locked(Path(config.out)):
+        yield Run(config, state, title, data)
 
 
 def _identity(config: LoopConfig) -> dict[str, Any]:
@@ -183,21 +263,24 @@ def _identity(config: LoopConfig) -> dict[str, Any]:
 
 
 class Run:
-    """A run folder while a process works in it: progress bar, log, checkpoints, stop signals."""
+    """A run folder while a process works in it: progress bar, log, checkpoints, stop signals.
 
-    def __init__(self, config: LoopConfig, state: State, title: str) -> None:
-        self.config, self.state, self.title = config, state, title
+    Made by `open_run`.
+    """
+
+    def __init__(self, config: LoopConfig, state: State, title: str, data: Amounts) -> None:
+        self.config, self.state, self.title, self.data = config, state, title, data
         self.path = Path(config.out)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.resumed = checkpoint.last(self.path)
+        if self.resumed:
+            check_data(self.resumed, data)
+            state.restore(self.resumed)
         checkpoint.write_json(self.path / "config.json", _identity(config))
         (self.path / "checkpoints").mkdir(exist_ok=True)
         checkpoint.prune(self.path, config.keep)
-        self.resumed = checkpoint.last(self.path)
-        if self.resumed:
-            state.restore(self.resumed)
         self._cut_log()
         self.interrupted = False
-        self._saved_at = self._started = time.monotonic()
+        self._saved_at = self._told_at = self._started = time.monotonic()
         self._saved_step = state.step if self.resumed else -1
         self._rate = 0.0
 
@@ -239,11 +322,11 @@ class Run:
             self._log.write(json.dumps(row) + "\n")
             self._log.flush()
         shown = " ".join(f"{k} {values[k]:.3f}" for k in ("loss", "cosine") if k in values)
-        self._bar.update(
-            self._task,
-            completed=step,
-            description=f"{self.title} {shown} {self._rate:.0f} samples/s",
-        )
+        shown = f"{shown} {self._rate:.0f} samples/s"
+        self._bar.update(self._task, completed=step, description=f"{self.title} {shown}")
+        if not self._bar.console.is_terminal and now - self._told_at >= TELL_SECONDS:
+            print(f"{self.title} step {step} of {self.config.steps}, {shown}", flush=True)
+            self._told_at = now
 
     def due(self) -> bool:
         """Whether a checkpoint should be saved now."""
@@ -256,7 +339,7 @@ class Run:
             return
         training = self.state.training()
         minutes = (time.monotonic() - self._started) / 60
-        training.state["minutes_this_sitting"] = round(minutes, 2)
+        training.state.update(minutes_this_sitting=round(minutes, 2), data=self.data)
         provenance = config.get("provenance", {}) | {"step": self.state.step}
         checkpoint.save(
             self.path,

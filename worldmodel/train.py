@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,18 @@ from selfflow.datasets.spec import ACTION_DIM, ACTION_NAMES, EMBODIMENTS, UserEr
 from selfflow.datasets.text import ENCODER, embed_batch
 from selfflow.datasets.windows import Batch, Mixture, WindowSpec, prefetch
 from selfflow.worldmodel import flow
-from selfflow.worldmodel.checkpoint import RunError, load
+from selfflow.worldmodel.checkpoint import FORMAT, RunError, last, load
 from selfflow.worldmodel.layers import Projector
 from selfflow.worldmodel.layout import Layout, Robots
-from selfflow.worldmodel.loop import LoopConfig, Run, State, check_run, generator, start
+from selfflow.worldmodel.loop import (
+    Amounts,
+    LoopConfig,
+    State,
+    check_run,
+    generator,
+    open_run,
+    start,
+)
 from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
 
 
@@ -53,6 +62,7 @@ class ModelSize:
 class TrainConfig(LoopConfig):
     """Every key of configs/train.yaml, which explains them."""
 
+    out: str = "outputs/pretrain"
     model: ModelSize = field(default_factory=ModelSize)
     layout: Layout = field(default_factory=Layout)
     attention: str = "prefix"
@@ -107,31 +117,27 @@ def check(config: TrainConfig) -> None:
 
 def main(config: TrainConfig) -> None:
     """Trains until `steps` or `minutes` are over, or a signal says stop."""
-    sources, weights = open_sources(config.sources)
-    device = start(config)
-    robots = Robots(tuple(EMBODIMENTS), tuple(e.control_hz for e in EMBODIMENTS.values()))
-    robots = robots.extended(rates(sources))
-    transformer = config.transformer
-    student = Student(transformer).to(device)
-    state = State(student, config)
     with user_errors():
-        run = Run(config, state, "pretrain")
-        statistics = from_json(load(run.resumed).statistics) if run.resumed else fit(sources)
-        report_data(sources)
-        meta = describe("worldmodel", config, transformer, config.layout, robots)
-        spec = window(config.layout)
-        mixture = Mixture(sources, weights, spec, config.seed)
-        batches = prefetch(mixture, range(state.step, config.steps), config.batch)
-        for step, batch in run.batches(batches):
-            inputs = batch_tokens(batch, config.layout, robots, statistics).to(device)
-            random = generator(config.seed, step)
-            values = losses(student, state.average, inputs, config, random)
-            norm = state.update(values["loss"], config.batch, batch.ids)
-            run.log(config.batch, **values, grad_norm=norm)
-            if run.due():
-                run.save(meta, to_json(statistics))
-        run.save(meta, to_json(statistics))
-        run.finish()
+        device = start(config)
+        sources, weights = open_sources(config.sources)
+        mixture, statistics = prepare(config, sources, weights, window(config.layout))
+        robots = Robots(tuple(EMBODIMENTS), tuple(e.control_hz for e in EMBODIMENTS.values()))
+        robots = robots.extended(rates(sources))
+        student = Student(config.transformer).to(device)
+        state = State(student, config)
+        meta = describe("worldmodel", config, config.transformer, config.layout, robots)
+        with open_run(config, state, "pretrain", amounts(sources)) as run:
+            batches = prefetch(mixture, range(state.step, config.steps), config.batch)
+            for step, batch in run.batches(batches):
+                inputs = batch_tokens(batch, config.layout, robots, statistics).to(device)
+                random = generator(config.seed, step)
+                values = losses(student, state.average, inputs, config, random)
+                norm = state.update(values["loss"], config.batch, batch.ids)
+                run.log(config.batch, **values, grad_norm=norm)
+                if run.due():
+                    run.save(meta, to_json(statistics))
+            run.save(meta, to_json(statistics))
+            run.finish()
 
 
 class Student(nn.Module):
@@ -235,6 +241,31 @@ def report_data(sources: list[Any]) -> None:
         print(f"data: {s.name}, {s.embodiment.name}, {len(s)} episodes, {s.skipped} skipped")
 
 
+def amounts(sources: list[Any]) -> Amounts:
+    """Episodes and steps of every source, by which a resumed run knows its data again."""
+    total: Amounts = {}
+    for s in sources:
+        episodes, steps = total.get(s.name, [0, 0])
+        steps += sum(s.length(i) for i in range(len(s)))
+        total[s.name] = [episodes + len(s), steps]
+    return total
+
+
+def prepare(
+    config: LoopConfig, sources: list[Any], weights: list[float], spec: WindowSpec
+) -> tuple[Mixture, dict[str, Statistics]]:
+    """The mixture, and statistics of the data or of the run that goes on.
+
+    Draws a sample of every source, so that what is wrong with one is said before `out` exists.
+    """
+    report_data(sources)
+    mixture = Mixture(sources, weights, spec, config.seed)
+    for source in sources:
+        Mixture([source], [1.0], spec, config.seed).batch(0, 1)
+    resumed = last(Path(config.out))
+    return mixture, from_json(load(resumed).statistics) if resumed else fit(sources)
+
+
 def window(layout: Layout, shift: int = 0, only_with_actions: bool = False) -> WindowSpec:
     """The layout as the data loader's request."""
     return WindowSpec(
@@ -253,7 +284,7 @@ def describe(
     """A checkpoint's config.json."""
     some = next(iter(EMBODIMENTS.values()))
     return {
-        "format": 1,
+        "format": FORMAT,
         "kind": kind,
         "model": model.to_dict(),
         "layout": asdict(layout),

@@ -96,7 +96,8 @@ class ModelConfig:
 
     def block_at(self, fraction: float) -> int:
         """The 1-based block nearest to that fraction of the depth: 0.3 student, 0.7 teacher."""
-        return min(self.depth, max(1, round(fraction * self.depth)))
+        nearest = int(round(fraction * self.depth, 9) + 0.5)  # half up; 0.7 * 45 is 31.499...
+        return min(self.depth, max(1, nearest))
 
     def encoder(self, block: int) -> "ModelConfig":
         """The part that reads conditions up to that block: what a policy keeps."""
