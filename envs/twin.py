@@ -122,9 +122,7 @@ class TwinScene:
                 "intrinsics": np.array(
                     [[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32
                 ),
-                "pose": np.array(
-                    [*p, *canonical(compose(inverse(base_q), optical))], np.float32
-                ),
+                "pose": np.array([*p, *canonical(compose(inverse(base_q), optical))], np.float32),
             }
         return info
 
