@@ -8,5 +8,5 @@ found = find_namespace_packages(include=[pattern for f in FOLDERS for pattern in
 setup(
     packages=[f"selfflow.{name}" for name in found],
     package_dir={f"selfflow.{f}": f for f in FOLDERS},
-    package_data={"": ["*.yaml", "*.xml", "*.json", "py.typed"]},
+    package_data={"": ["*.yaml", "*.xml", "*.json", "*.safetensors", "py.typed"]},
 )

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -148,9 +148,15 @@ def _schema(config_type: Any, cfg: DictConfig) -> DictConfig:
     schema = OmegaConf.structured(config_type)
     OmegaConf.set_readonly(schema, False)
     for name, hint in get_type_hints(config_type).items():
-        nested = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
-        if nested and isinstance(cfg._get_node(name), DictConfig):
-            schema[name] = _schema(nested, cfg[name])
+        given, kinds = cfg._get_node(name, validate_access=False), (hint, *get_args(hint))
+        nested = next((t for t in kinds if dataclasses.is_dataclass(t)), None)
+        if not nested or not isinstance(given, DictConfig) or given._is_none():
+            continue
+        if get_origin(hint) is dict:
+            for key in given:
+                schema[name][key] = _schema(nested, given[key])
+        else:
+            schema[name] = _schema(nested, given)
     return schema
 
 

@@ -56,6 +56,15 @@ class EpisodeSource(Protocol):
     def signals(self, i: int) -> Signals: ...
 
 
+@runtime_checkable
+class Measures(Protocol):
+    """A source that also holds other measurements by step: forces, object poses, ..."""
+
+    def measured(self, i: int, key: str) -> np.ndarray | None:
+        """(T, ...) of episode i, or None where there is no such key."""
+        ...
+
+
 def check_camera(camera: str | None, cameras: Sequence[str], source: str) -> str:
     """The camera asked for, the first one by default. Raises UserError with the choices."""
     if camera is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from selfflow.datasets.episodes import Signals, check_camera
@@ -23,6 +23,8 @@ from selfflow.datasets.spec import EMBODIMENTS, Embodiment, UserError
 from selfflow.datasets.tfrecord import CorruptRecord, Feature, TFRecordFile
 
 log = logging.getLogger(__name__)
+
+USE_DIM = 512  # values of a Universal Sentence Encoder vector
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,20 @@ class RldsSource:
         }
         texts = _feature(file, record, self._spec.instruction, length, features)
         return self._spec.convert(numbers, [str(text, "utf-8", "replace") for text in texts])
+
+    def text_embeddings(self, i: int) -> dict[str, Float32[np.ndarray, "512"]]:
+        """The data set's own USE vector of each distinct instruction of episode i, as it is there.
+
+        Its key is that of the text with "embedding" for "instruction", in fractal as in Bridge.
+        """
+        file, record, length = self._episodes[i]
+        texts_key = self._spec.instruction
+        key = texts_key.replace("instruction", "embedding")
+        features = file.example(record, (texts_key, key))
+        vectors = np.asarray(_feature(file, record, key, length * USE_DIM, features), np.float32)
+        texts = _feature(file, record, texts_key, length, features)
+        rows = zip(texts, vectors.reshape(length, USE_DIM), strict=True)
+        return {str(text, "utf-8", "replace"): row for text, row in reversed(list(rows))}
 
     def _open_shard(self, file: TFRecordFile, skip_corrupt: bool) -> None:
         skipped = file.skipped

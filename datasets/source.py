@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfflow.datasets.bridge import BRIDGE
 from selfflow.datasets.episodes import EpisodeSource, Signals
+from selfflow.datasets.fractal import FRACTAL
 from selfflow.datasets.rlds import RldsSource, dataset_name, find_dataset
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.store import EpisodeStore
@@ -15,7 +16,11 @@ from selfflow.datasets.video import VideoClip, is_mp4
 
 __all__ = ["EpisodeSource", "Signals", "open_source", "open_sources"]
 
-RLDS_SPECS = {"bridge_dataset": BRIDGE, "bridge_orig": BRIDGE}
+RLDS_SPECS = {
+    "bridge_dataset": BRIDGE,
+    "bridge_orig": BRIDGE,
+    "fractal20220817_data": FRACTAL,
+}
 RECOGNISED = (
     "an episode store (a folder with store.json), "
     "an RLDS/TFDS dataset (a folder with features.json and *.tfrecord*), "

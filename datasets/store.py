@@ -225,6 +225,12 @@ class EpisodeStore:
             instruction=blobs.from_run_lengths(line["instruction"]),
         )
 
+    def measured(self, i: int, key: str) -> np.ndarray | None:
+        """The simulator's own `key` of episode i by step (T, ...), None where it has none."""
+        blob, line = self._episodes[i]
+        where = line["privileged"].get(key)
+        return None if where is None else blobs.read_array(blob, where)
+
     def record(self, i: int) -> EpisodeRecord:
         """Everything of episode i. Raises UserError if its bytes are not those written."""
         blob, line = self._episodes[i]

@@ -10,6 +10,8 @@ Padding at the borders of an episode, for a sample at step t:
 - a frame before the first or after the last repeats that one, with frame_valid False;
 - an action after the end, or from the step on at which the instruction changes, is no motion with
   the gripper target of the last action before, and action_valid is False;
+- a measured row (`extra`) outside the episode, or of a source that does not measure it, is zeros,
+  and extra_valid is False;
 - terminate[k] is True once the subtask was declared done, or the instruction changed, within
   t .. t + k. It is a label up to the end of the episode, also where the action no longer is; after
   it, and in an episode without any action, terminate_valid is False.
@@ -17,7 +19,7 @@ Padding at the borders of an episode, for a sample at step t:
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -26,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from selfflow.datasets.episodes import EpisodeSource, Signals
+from selfflow.datasets.episodes import EpisodeSource, Measures, Signals
 from selfflow.datasets.spec import ACTION_DIM, GRIPPER, UserError
 
 EPISODES_KEPT = 20_000  # signals held in memory, some 10 KB each for 130 steps
@@ -43,9 +45,17 @@ class WindowSpec:
     width: int
     shift: int = 0  # random-shift augmentation: at most this many pixels each way
     only_with_actions: bool = False  # sample only steps that have a valid action
+    every: int = 1  # t is a multiple of it: where clips were encoded beforehand
+    # key -> (rows from t on, values a row) of what sources measure beside actions
+    extra: dict[str, tuple[int, int]] = field(default_factory=dict)
+    pictures: bool = True  # without, frames are zeros of size 1 x 1: encoded latents stand for them
 
     def __post_init__(self) -> None:
-        if not self.frames or min(self.chunk, self.height, self.width) < 1 or self.shift < 0:
+        if (
+            not self.frames
+            or min(self.chunk, self.height, self.width, self.every) < 1
+            or self.shift < 0
+        ):
             raise ValueError(f"a window needs frames, a chunk and a size: {self}")
 
 
@@ -64,6 +74,8 @@ class Batch:
     instruction: list[str]
     embodiment: list[str]
     ids: list[tuple[str, int, int]]  # source name, episode, t
+    extra: dict[str, Float32[np.ndarray, "B _ _"]] = field(default_factory=dict)
+    extra_valid: dict[str, Bool[np.ndarray, "B _"]] = field(default_factory=dict)
 
 
 def resize(
@@ -122,6 +134,7 @@ class Mixture:
             flat = int(rng.integers(ends[-1]))
             episode = int(np.searchsorted(ends, flat, side="right"))
             t = flat - (int(ends[episode - 1]) if episode else 0)
+            t -= t % self.spec.every
             if not self.spec.only_with_actions:
                 return source, episode, t
             if self._episode(source, episode).signals.action_valid[t]:
@@ -137,12 +150,12 @@ class Mixture:
         source, episode, spec = self.sources[number], self._episode(number, index), self.spec
         wanted = t + np.array(spec.frames)
         steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
-        images = source.frames(index, steps.tolist())
-        images = [resize(image, spec.height, spec.width) for image in images]
+        images = self._images(source, index, steps.tolist())
         dy, dx = rng.integers(-spec.shift, spec.shift + 1, 2)
         signals = episode.signals
+        extra = {k: _rows(source, index, t, k, *shape) for k, shape in spec.extra.items()}
         return (
-            shifted(np.stack(images), int(dy), int(dx))[inverse],
+            shifted(images, int(dy), int(dx))[inverse],
             (wanted >= 0) & (wanted < episode.steps),
             signals.proprio[t],
             signals.proprio_valid[t],
@@ -150,7 +163,15 @@ class Mixture:
             signals.instruction[t],
             source.embodiment.name,
             (source.name, index, t),
+            {k: rows for k, (rows, _) in extra.items()},
+            {k: valid for k, (_, valid) in extra.items()},
         )
+
+    def _images(self, source: EpisodeSource, index: int, steps: list[int]) -> np.ndarray:
+        if not self.spec.pictures:
+            return np.zeros((len(steps), 1, 1, 3), np.uint8)
+        images = source.frames(index, steps)
+        return np.stack([resize(image, self.spec.height, self.spec.width) for image in images])
 
 
 def shifted(images: UInt8[np.ndarray, "F H W 3"], dy: int, dx: int) -> UInt8[np.ndarray, "F H W 3"]:
@@ -180,7 +201,26 @@ def prefetch(
             yield coming.result()
 
 
+def _rows(
+    source: EpisodeSource, episode: int, t: int, key: str, length: int, channels: int
+) -> tuple[Float32[np.ndarray, "{length} {channels}"], Bool[np.ndarray, "{length}"]]:
+    """What the source measured under `key` at steps t .. t + length - 1, and which rows it has."""
+    rows = np.zeros((length, channels), np.float32)
+    found = source.measured(episode, key) if isinstance(source, Measures) else None
+    if found is None:
+        return rows, np.zeros(length, bool)
+    if found[0].size != channels:
+        raise UserError(
+            f"extra: {source.name} measures {found[0].size} values of {key} a step, not {channels}"
+        )
+    own = found[t : t + length].reshape(-1, channels)
+    rows[: len(own)] = own
+    return rows, np.arange(length) < len(own)
+
+
 def _joined(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {k: np.stack([v[k] for v in values]) for k in values[0]}
     return list(values) if isinstance(values[0], str | tuple) else np.stack(values)
 
 

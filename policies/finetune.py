@@ -10,31 +10,37 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfflow.configs.entry import launch
 from selfflow.datasets.normalize import to_json
 from selfflow.datasets.source import open_sources
-from selfflow.datasets.spec import EMBODIMENTS, UserError
+from selfflow.datasets.spec import UserError
+from selfflow.datasets.text import text_encoder
 from selfflow.datasets.windows import prefetch
-from selfflow.policies.head import HeadConfig, PolicyModel, head_loss
+from selfflow.policies.head import HeadConfig, PolicyModel
 from selfflow.worldmodel import flow
-from selfflow.worldmodel.checkpoint import Checkpoint, fill, load, parts_of
-from selfflow.worldmodel.layout import ACTION_CHANNELS, Layout, Robots
-from selfflow.worldmodel.loop import LoopConfig, State, check_run, generator, open_run, start
-from selfflow.worldmodel.train import (
+from selfflow.worldmodel.batches import (
     Inputs,
-    ModelSize,
+    Reader,
     amounts,
     autocast,
-    batch_tokens,
+    codec_of,
     describe,
+    embodiments,
+    keep_texts,
     prepare,
-    rates,
+    readable,
+    split,
     user_errors,
     window,
 )
-from selfflow.worldmodel.transformer import ModelConfig
+from selfflow.worldmodel.checkpoint import Checkpoint, fill, load, parts_of
+from selfflow.worldmodel.layout import ACTION_CHANNELS, TEXT_CHANNELS, Layout, Robots
+from selfflow.worldmodel.loop import LoopConfig, State, generator, start
+from selfflow.worldmodel.model_config import ModelConfig
+from selfflow.worldmodel.run_folder import check_run, open_run
+from selfflow.worldmodel.train_config import ModelSize
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class FinetuneConfig(LoopConfig):
 
     out: str = "outputs/policy"
     init: str | None = None
+    text: str = "hash384"
+    text_path: str | None = None
     model: ModelSize = field(default_factory=ModelSize)
     layout: Layout = field(default_factory=lambda: Layout(future=0))
     read_at: float = 0.7
@@ -71,14 +79,17 @@ class FinetuneConfig(LoopConfig):
             )
         if not 0 <= self.proprio_dropout < 1 or not 0 <= self.jitter < 1:
             raise ValueError("proprio_dropout and jitter lie in 0 .. 1")
+        if self.text not in TEXT_CHANNELS:
+            raise ValueError(f"text={self.text}: choose one of {', '.join(TEXT_CHANNELS)}")
         flow.Schedule(distribution=self.distribution, shift=self.time_shift)
 
     @property
     def encoder(self) -> ModelConfig:
         """The backbone's part that reads the conditions."""
-        whole = ModelConfig(
-            **asdict(self.model), attention="prefix", modalities=self.layout.modalities()
+        modalities = self.layout.modalities(
+            text=(1, TEXT_CHANNELS[self.text]), rope=self.model.positions == "rope"
         )
+        whole = ModelConfig(**asdict(self.model), attention="prefix", modalities=modalities)
         return whole.encoder(whole.block_at(self.read_at))
 
     @property
@@ -106,45 +117,52 @@ def check(config: FinetuneConfig) -> None:
 
 def main(config: FinetuneConfig) -> None:
     """Trains until `steps` or `minutes` are over, or a signal says stop."""
-    with user_errors():
-        device = start(config)
+    with user_errors(), start(config) as world:
         sources, weights = open_sources(config.sources)
         spec = window(config.layout, config.shift, only_with_actions=True)
         mixture, statistics = prepare(config, sources, weights, spec)
-        student, robots = build(config, rates(sources))
-        state = State(student.to(device), config)
-        meta = policy_config(config, robots)
+        student, known = build(config)
+        layout, text = config.layout, text_encoder(config.text, config.text_path)
+        robots, codec = embodiments(sources, known), codec_of(layout, world.device)
+        reader, texts = Reader(layout, robots, statistics, codec, text), readable(text, sources)
+        state = State(student, config, world)
+        meta = policy_config(config, reader)
         with open_run(config, state, "finetune", amounts(sources)) as run:
-            batches = prefetch(mixture, range(state.step, config.steps), config.batch)
-            for step, batch in run.batches(batches):
-                inputs = batch_tokens(batch, config.layout, robots, statistics)
-                loss = policy_loss(student, inputs, config, generator(config.seed, step), device)
-                norm = state.update(loss, config.batch, batch.ids)
-                run.log(config.batch, loss=loss, grad_norm=norm)
+            keep_texts(run.path, text, texts, world)
+            wanted, share = range(state.step, config.steps), world.share(config.batch)
+            coming = prefetch(mixture, wanted, share, world.rank, world.size)
+            for step, batch in run.batches(coming):
+                for micro, part in enumerate(split(batch, config.accumulate)):
+                    inputs = reader.tokens(part)
+                    random = generator(config.seed, step, world.rank, micro)
+                    loss = policy_loss(state.model, inputs, config, random, world.device)
+                    state.backward({"loss": loss})
+                values = state.update(config.batch, batch.ids)
+                run.log(config.batch, **values)
                 if run.due():
                     run.save(meta, to_json(statistics))
             run.save(meta, to_json(statistics))
             run.finish()
 
 
-def build(config: FinetuneConfig, data_rates: dict[str, float]) -> tuple[PolicyModel, Robots]:
-    """Backbone part and head, filled from `init`, and the embodiments in their one-hot's order."""
+def build(config: FinetuneConfig) -> tuple[PolicyModel, Robots | None]:
+    """Backbone part and head, filled from `init`, and the embodiments that `init` knows."""
     student = PolicyModel(config.encoder, config.head)
-    robots = Robots(tuple(EMBODIMENTS), tuple(e.control_hz for e in EMBODIMENTS.values()))
-    if config.init is not None:
-        with user_errors():
-            given = load(config.init)
-            check_init(config, given)
-            wanted = student.backbone.state_dict()
-            have = given.part("backbone")
-            fill(student.backbone, {k: have[k] for k in wanted if k in have}, str(given.path))
-            if given.config["kind"] == "policy":
-                fill(student.head, given.part("head"), str(given.path))
-            with parts_of(given.path):
-                robots = Robots(*(tuple(v) for v in given.config["embodiments"].values()))
-        left = len(have) - len(wanted)
-        print(f"init: {given.path}, {len(wanted)} tensors of the backbone taken, {left} not needed")
-    return student, robots.extended(data_rates)
+    if config.init is None:
+        return student, None
+    with user_errors():
+        given = load(config.init)
+        check_init(config, given)
+        wanted = student.backbone.state_dict()
+        have = given.part("backbone")
+        fill(student.backbone, {k: have[k] for k in wanted if k in have}, str(given.path))
+        if given.config["kind"] == "policy":
+            fill(student.head, given.part("head"), str(given.path))
+        with parts_of(given.path):
+            robots = Robots(*(tuple(v) for v in given.config["embodiments"].values()))
+    left = len(have) - len(wanted)
+    print(f"init: {given.path}, {len(wanted)} tensors of the backbone taken, {left} not needed")
+    return student, robots
 
 
 def check_init(config: FinetuneConfig, given: Checkpoint) -> None:
@@ -167,15 +185,15 @@ def check_init(config: FinetuneConfig, given: Checkpoint) -> None:
         )
 
 
-def policy_config(config: FinetuneConfig, robots: Robots) -> dict[str, Any]:
+def policy_config(config: FinetuneConfig, reader: Reader) -> dict[str, Any]:
     """A policy checkpoint's config.json."""
-    meta = describe("policy", config, config.encoder, config.layout, robots)
+    meta = describe("policy", config, config.encoder, reader)
     decision = {"steps": config.sampling_steps, "execute": config.execute}
     return meta | {"head": config.head.to_dict(), "decision": decision}
 
 
 def policy_loss(
-    student: PolicyModel,
+    student: nn.Module,
     inputs: Inputs,
     config: FinetuneConfig,
     random: torch.Generator,
@@ -191,8 +209,7 @@ def policy_loss(
         device
     )
     with autocast(config, device):
-        memory = student.memory(inputs.tokens, inputs.valid)
-        return head_loss(student.head, actions, weight, memory, noise, tau)
+        return student(inputs.tokens, inputs.valid, actions, weight, (noise, tau))
 
 
 def augment(inputs: Inputs, config: FinetuneConfig, random: torch.Generator) -> Inputs:

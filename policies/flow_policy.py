@@ -32,13 +32,15 @@ from selfflow.datasets.spec import (
     Observation,
     UserError,
 )
-from selfflow.datasets.text import ENCODER, embed_batch
+from selfflow.datasets.text import TextEncoder, recorded_encoder
 from selfflow.datasets.windows import resize
 from selfflow.policies.head import HeadConfig, PolicyModel
+from selfflow.worldmodel.batches import codec_of
 from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load, parts_of
 from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.sampler import euler, times
 from selfflow.worldmodel.transformer import ModelConfig, Tokens
+from selfflow.worldmodel.video_codec import Codec
 
 TERMINATE = ACTION_DIM  # the channel after the action's own
 
@@ -49,6 +51,8 @@ class Parts:
 
     model: PolicyModel
     layout: Layout
+    codec: Codec
+    text: TextEncoder
     robots: Robots
     statistics: Statistics
     decision: dict[str, int]
@@ -141,8 +145,9 @@ class FlowPolicy:
         image = resize(observation["images"][camera], layout.height, layout.width)
         frames, frame_valid = self._history(image)
         proprio = proprio_features(observation["proprio"], self.parts.statistics)
+        context = self.parts.codec.encode(torch.from_numpy(frames)[:, None])
         return layout.condition_tokens(
-            torch.from_numpy(frames)[None],
+            context.flatten(0, 1)[None],
             torch.from_numpy(frame_valid)[None],
             self._text(observation["instruction"]),
             self.parts.robots.tokens([self.embodiment]),
@@ -162,7 +167,7 @@ class FlowPolicy:
 
     def _text(self, instruction: str) -> Tensor:
         if instruction not in self._texts:
-            self._texts[instruction] = torch.from_numpy(embed_batch([instruction]))
+            self._texts[instruction] = torch.from_numpy(self.parts.text.embed([instruction]))
         return self._texts[instruction]
 
 
@@ -185,18 +190,16 @@ def check_contract(given: Checkpoint, robot: Embodiment) -> None:
     if differ:
         raise UserError(f"checkpoint {given.path} has another action space: {'; '.join(differ)}")
     check_conventions(of_embodiment(from_json(given.statistics), robot.name), robot)
-    if given.config["text_encoder"] != ENCODER:
-        raise UserError(
-            f"checkpoint {given.path} reads text by {given.config['text_encoder']}; have {ENCODER}"
-        )
 
 
 def assemble(given: Checkpoint, embodiment: str) -> Parts:
     """Modules with the checkpoint's weights, in fp32 on the CPU."""
     config: dict[str, Any] = given.config
     encoder, head = ModelConfig.from_dict(config["model"]), HeadConfig(**config["head"])
-    layout, decision = Layout(**config["layout"]), config["decision"]
-    conditions = [m for m in layout.modalities() if m.role == "condition"]
+    layout, decision = Layout.from_dict(config["layout"]), config["decision"]
+    text = recorded_encoder(config["text_encoder"], given.path / "text.safetensors")
+    own = layout.modalities(text=(text.tokens, text.channels), rope=encoder.positions == "rope")
+    conditions = [m for m in own if m.role == "condition"]
     if list(encoder.modalities) != conditions or head.chunk != layout.chunk:
         raise ValueError("model, head and layout do not belong together")
     if not all(isinstance(decision.get(key), int) for key in ("steps", "execute")):
@@ -208,6 +211,8 @@ def assemble(given: Checkpoint, embodiment: str) -> Parts:
     return Parts(
         model,
         layout,
+        codec_of(layout),
+        text,
         robots,
         from_json(given.statistics)[embodiment],
         decision,

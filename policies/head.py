@@ -27,6 +27,7 @@ from selfflow.worldmodel.layers import (
 from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
 
 Memory = tuple[KeyValue, ...]  # per block, of the condition features
+Draws = tuple[Tensor, Tensor]  # noise (N, B, K, C) and times (N, B)
 Modulations = tuple[Tensor, ...]  # per block (B, 1, 9 D), then the output's (B, 1, 2 D)
 
 
@@ -145,6 +146,12 @@ class PolicyModel(nn.Module):
         text = next(iter(tokens.values()))
         clean = torch.zeros(len(text), device=text.device)
         return self.backbone.condition_features(tokens, clean, valid, self.backbone.config.depth)
+
+    def forward(
+        self, tokens: Tokens, valid: Tokens, actions: Tensor, weight: Tensor, draws: Draws
+    ) -> Tensor:
+        """`head_loss` of these chunks after these conditions: the whole model in one call."""
+        return head_loss(self.head, actions, weight, self.memory(tokens, valid), *draws)
 
 
 def head_loss(

@@ -1,4 +1,4 @@
-"""Flow matching and Self-Flow's objectives against closed forms, in float64."""
+"""Times, noising, condition dropout and losses against closed forms, in float64."""
 
 import math
 
@@ -10,11 +10,15 @@ from selfflow.worldmodel import flow
 from selfflow.worldmodel.flow import Schedule
 from selfflow.worldmodel.transformer import Modality, ModelConfig
 
-N = 4000
+N = 20_000
 KS_LIMIT = 1.95 / math.sqrt(N)  # Kolmogorov-Smirnov at a false-alarm rate of 1e-3
 
 
-def config(video_mask: float = 0.25, action_mask: float = 0.5) -> ModelConfig:
+def gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def config() -> ModelConfig:
     one = (1, 1, 1)
     return ModelConfig(
         12,
@@ -25,22 +29,18 @@ def config(video_mask: float = 0.25, action_mask: float = 0.5) -> ModelConfig:
         (
             Modality("text", 2, 1, "condition", one),
             Modality("context", 3, 2, "condition", (1, 1, 2)),
-            Modality("video", 3, 6, "target", (1, 2, 3), video_mask),
-            Modality("action", 2, 4, "target", (4, 1, 1), action_mask),
+            Modality("video", 3, 6, "target", (1, 2, 3), 0.25),
+            Modality("action", 2, 4, "target", (4, 1, 1), 0.5),
         ),
     )
 
 
-def clean(batch: int = N) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(1)
+def clean(batch: int = 4000) -> dict[str, Tensor]:
+    g = gen(1)
     return {
         m.name: torch.randn(batch, m.length, m.channels, generator=g, dtype=torch.float64)
         for m in config().modalities
     }
-
-
-def draw(schedule: Schedule, c: ModelConfig | None = None) -> flow.Noised:
-    return flow.draw(clean(), c or config(), schedule, torch.Generator().manual_seed(2))
 
 
 def distance(sample: Tensor, cdf) -> float:
@@ -50,54 +50,69 @@ def distance(sample: Tensor, cdf) -> float:
     return float(torch.maximum((expected - steps[:-1]).abs(), (expected - steps[1:]).abs()).max())
 
 
-def normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+def logit_normal_cdf(t: Tensor, shift: float) -> Tensor:
+    return 0.5 * (1 + torch.erf((torch.logit(t) - math.log(shift)) / math.sqrt(2)))
+
+
+def plateau_cdf(t: Tensor, shift: float) -> Tensor:
+    """From the definition, numerically: the density held at its maximum from there on."""
+    grid = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+    density = torch.exp(-((torch.logit(grid) - math.log(shift)) ** 2) / 2) / (grid * (1 - grid))
+    density[density.argmax() :] = density.max()
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), density.cumsum(0) / density.sum()])
+    return total[(t * 400_000).round().long()]  # to 2.5e-6 in t
 
 
 CDFS = {
-    "uniform": lambda t: t,
-    "logit_normal": lambda t: normal_cdf(torch.logit(t) - math.log(2.95)),
+    "uniform": lambda t, shift: t,
+    "logit_normal": logit_normal_cdf,
+    "plateau_logit_normal": plateau_cdf,
 }
 
 
-@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
-@pytest.mark.parametrize("objective", ["vanilla", "dual", "self_flow"])
-def test_every_tokens_time_has_the_marginal_p(objective: str, distribution: str) -> None:
-    noised = draw(Schedule(objective, distribution, shift=2.95))
-    per_token = noised.tau.gather(1, noised.group)
-    for token in (3, 5, 9, 12):  # two of video, two of actions
-        assert distance(per_token[:, token], CDFS[distribution]) < KS_LIMIT
+@pytest.mark.parametrize("shift", [1.0, 2.95, 10.0])
+@pytest.mark.parametrize("distribution", flow.DISTRIBUTIONS)
+def test_times_have_their_distribution(distribution: str, shift: float) -> None:
+    t = flow.sample_time((N,), gen(), distribution, shift, torch.float64)
+    assert 0 <= t.min() <= t.max() <= 1
+    assert distance(t, lambda t: CDFS[distribution](t, shift)) < KS_LIMIT
+
+
+def test_plateau_quantile_is_continuous_and_reaches_both_ends() -> None:
+    u = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    t = flow.plateau_quantile(u, 10.0)
+    assert t[0] == 0
+    assert t[-1] == 1
+    assert (t.diff() > 0).all()
+    # flat density = constant slope of the quantile function, which is nowhere flatter
+    slope = t.diff()
+    assert slope[-1000:].max() - slope[-1000:].min() < 1e-12
+    assert slope.min() == pytest.approx(float(slope[-1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("distribution", flow.DISTRIBUTIONS)
+def test_a_share_of_the_times_is_close_to_noise(distribution: str) -> None:
+    t = Schedule("dual", distribution, 2.95, high_noise=0.05).sample((N,), gen(), torch.float64)
+
+    def mixture(t: Tensor) -> Tensor:
+        late = ((t - 0.95) / 0.05).clamp(0, 1)
+        return 0.95 * CDFS[distribution](t, 2.95) + 0.05 * late
+
+    assert distance(t, mixture) < KS_LIMIT
+    more = Schedule("dual", distribution, 2.95, high_noise=0.5).sample((N,), gen(), torch.float64)
+    assert distance(more, mixture) > 10 * KS_LIMIT
 
 
 def test_shifting_a_time_and_shifting_its_logit_agree() -> None:
-    g = torch.Generator
-    plain = flow.sample_time((100,), g().manual_seed(0), "logit_normal", 1.0, torch.float64)
-    shifted = flow.sample_time((100,), g().manual_seed(0), "logit_normal", 4.63, torch.float64)
+    plain = flow.sample_time((100,), gen(), "logit_normal", 1.0, torch.float64)
+    shifted = flow.sample_time((100,), gen(), "logit_normal", 4.63, torch.float64)
     assert torch.allclose(shifted, 4.63 * plain / (1 + 3.63 * plain))
 
 
-def test_two_times_are_independent_and_not_sorted() -> None:
-    tau = draw(Schedule("dual")).tau
-    assert (tau[:, 1] < tau[:, 2]).double().mean() == pytest.approx(0.5, abs=0.04)
-    assert torch.corrcoef(tau[:, 1:].T)[0, 1].abs() < 0.06
-    vanilla = draw(Schedule("vanilla")).tau
-    assert torch.equal(vanilla[:, 1], vanilla[:, 2])
-
-
-def test_mask_ratio_is_each_modalitys_own_and_bernoulli() -> None:
-    group = draw(Schedule("dual")).group
-    assert (group[:, :3] == flow.CONDITION).all()
-    video, action = group[:, 3:9] == flow.S, group[:, 9:] == flow.S
-    assert video.double().mean() == pytest.approx(0.25, abs=0.01)
-    assert action.double().mean() == pytest.approx(0.5, abs=0.02)
-    # an exact count would have no variance over samples
-    assert video.sum(1).double().var() == pytest.approx(6 * 0.25 * 0.75, rel=0.1)
-    assert set(group[:, 3:].unique().tolist()) == {flow.T, flow.S}
-
-
 def test_tokens_lie_on_the_path_and_velocity_points_to_noise() -> None:
-    tokens, noised = clean(), draw(Schedule("dual"))
-    per_token = noised.tau.gather(1, noised.group).split([1, 2, 6, 4], 1)
+    tokens = clean()
+    noised = flow.draw(tokens, config(), Schedule("dual"), gen())
+    per_token = noised.token_times.split([1, 2, 6, 4], 1)
     for name, tau in zip(("text", "context", "video", "action"), per_token, strict=True):
         if name in ("text", "context"):
             assert torch.equal(noised.tokens[name], tokens[name])
@@ -110,24 +125,42 @@ def test_tokens_lie_on_the_path_and_velocity_points_to_noise() -> None:
 
 
 def test_context_noise_moves_the_context_alone() -> None:
-    tokens, noised = clean(), draw(Schedule(context_noise=0.2))
-    assert distance(noised.tau[:, 0] / 0.2, lambda t: t) < KS_LIMIT
+    tokens = clean()
+    noised = flow.draw(tokens, config(), Schedule(context_noise=0.2), gen())
+    assert distance(noised.tau[:, 0] / 0.2, lambda t: t) < 1.95 / math.sqrt(4000)
     assert torch.equal(noised.tokens["text"], tokens["text"])
     moved = (noised.tokens["context"] - tokens["context"]).square().mean()
     # x_t - x0 = t (x1 - x0) with unit variances: E = 2 E[t^2] = 2 · 0.04 / 3
     assert moved == pytest.approx(2 * 0.04 / 3, rel=0.1)
 
 
-def test_teacher_is_at_the_cleaner_time_with_the_same_noise() -> None:
-    tokens, student = clean(), draw(Schedule(context_noise=0.2))
-    teacher = flow.teacher_view(student, tokens, config())
-    cleaner = torch.minimum(student.tau[:, 1], student.tau[:, 2])
-    assert torch.equal(teacher.tau, torch.stack([student.tau[:, 0], cleaner, cleaner], 1))
-    t = cleaner[:, None, None]
-    for name in ("video", "action"):
-        x1 = student.velocity[name] + tokens[name]
-        assert torch.allclose(teacher.tokens[name], (1 - t) * tokens[name] + t * x1)
-    assert torch.equal(teacher.tokens["context"], student.tokens["context"])
+def test_dropout_takes_whole_conditions_of_whole_samples() -> None:
+    tokens = clean()
+    given = torch.rand(4000, 2, generator=gen(3)) < 0.5
+    valid = {"context": given, "video": torch.ones(4000, 6, dtype=torch.bool)}
+    shares = {"text": 0.1, "context": 0.4, "video": 0.0}
+    after = flow.dropped(tokens, valid, shares, gen())
+    assert torch.equal(valid["context"], given)  # the batch's own is left alone
+    assert after["video"] is valid["video"]
+    assert (~after["text"]).double().mean() == pytest.approx(0.1, abs=0.02)
+    kept = after["context"].any(1)
+    assert torch.equal(after["context"], given & kept[:, None])
+    assert kept.double().mean() == pytest.approx(0.6 * 0.75, abs=0.03)
+    both = (~after["text"][:, 0] & ~kept).double().mean()
+    assert both == pytest.approx(0.1 * 0.55, abs=0.02)  # drawn apart
+    again = flow.dropped(tokens, valid, shares, gen())
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    assert flow.dropped(tokens, valid, {"text": 0.0}, gen()) == valid
+
+
+def test_dropped_labels_become_the_null_class() -> None:
+    label = torch.arange(4000) % 10
+    after = flow.dropped_label(label, 10, 0.1, gen())
+    null = after == 10
+    assert null.double().mean() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(after[~null], label[~null])
+    assert torch.equal(flow.dropped_label(label, 10, 0.0, gen()), label)
+    assert (flow.dropped_label(label, 10, 1.0, gen()) == 10).all()
 
 
 def test_flow_loss_is_the_mean_over_what_the_mask_leaves() -> None:
@@ -162,9 +195,14 @@ def test_representation_loss_is_over_all_valid_tokens_and_spares_the_teacher() -
 
 
 def test_wrong_words_name_the_choices() -> None:
-    with pytest.raises(ValueError, match="self_flow"):
+    with pytest.raises(ValueError, match="self_flow, sra, repa, diffusion_forcing"):
         Schedule("selfflow")
-    with pytest.raises(ValueError, match="logit_normal"):
+    with pytest.raises(ValueError, match="plateau_logit_normal"):
         Schedule(distribution="normal")
-    with pytest.raises(ValueError, match="context_noise"):
-        Schedule(context_noise=1.5)
+    with pytest.raises(ValueError, match="auto, none, ema, external"):
+        Schedule(align="teacher")
+    for name in ("context_noise", "high_noise", "sra_gap"):
+        with pytest.raises(ValueError, match=name):
+            Schedule(**{name: 1.5})
+    with pytest.raises(ValueError, match="shift"):
+        Schedule(shift=0.0)

@@ -10,15 +10,18 @@ import torch
 
 from selfflow.datasets.normalize import Statistics, to_json
 from selfflow.datasets.spec import EMBODIMENTS, UserError
+from selfflow.datasets.text import HashEncoder
 from selfflow.policies.base import Policy
 from selfflow.policies.finetune import FinetuneConfig, policy_config
 from selfflow.policies.flow_policy import FlowPolicy, Parts, load_policy
 from selfflow.policies.head import PolicyModel
 from selfflow.policies.scripted import HoldStill, RandomWalk
 from selfflow.worldmodel import checkpoint
+from selfflow.worldmodel.batches import Reader
 from selfflow.worldmodel.checkpoint import Training
 from selfflow.worldmodel.layout import Layout, Robots
-from selfflow.worldmodel.train import ModelSize
+from selfflow.worldmodel.train_config import ModelSize
+from selfflow.worldmodel.video_codec import PatchCodec
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "open_drawer_place"
 ROBOT = EMBODIMENTS["google_robot"]
@@ -42,6 +45,7 @@ CONFIG = FinetuneConfig(
     sampling_steps=3,
 )
 ROBOTS = Robots(("google_robot", "widowx"), (3.0, 5.0))
+CODEC = PatchCodec(32, 32, 16)
 
 
 def random_model() -> PolicyModel:
@@ -53,13 +57,13 @@ def random_model() -> PolicyModel:
 
 
 def in_memory(steps: int = 3, execute: int = 2) -> FlowPolicy:
-    parts = Parts(random_model(), CONFIG.layout, ROBOTS, STATISTICS, {})
+    parts = Parts(random_model(), CONFIG.layout, CODEC, HashEncoder(), ROBOTS, STATISTICS, {})
     return FlowPolicy(parts, ROBOT, steps, execute)
 
 
 def save(run: Path) -> Path:
     weights = random_model().state_dict()
-    meta = policy_config(CONFIG, ROBOTS)
+    meta = policy_config(CONFIG, Reader(CONFIG.layout, ROBOTS, {}, CODEC, HashEncoder()))
     training = Training(weights, weights, {}, {"step": 1})
     return checkpoint.save(run, weights, meta, to_json({"google_robot": STATISTICS}), training)
 

@@ -10,7 +10,7 @@ from selfflow.configs.entry import compose
 from selfflow.eval.parts import RolloutConfig
 from selfflow.eval.record_demos import RecordConfig
 from selfflow.policies.finetune import FinetuneConfig
-from selfflow.worldmodel.train import TrainConfig
+from selfflow.worldmodel.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

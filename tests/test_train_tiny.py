@@ -19,20 +19,22 @@ from selfflow.datasets.normalize import FEATURES
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import ACTION_DIM, UserError
 from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
-from selfflow.datasets.text import TEXT_DIM
+from selfflow.datasets.text import TEXT_DIM, text_encoder
 from selfflow.datasets.windows import Mixture
 from selfflow.policies import finetune
 from selfflow.policies.finetune import FinetuneConfig
 from selfflow.policies.flow_policy import load_policy
-from selfflow.worldmodel import checkpoint, loop, train
+from selfflow.worldmodel import batches, checkpoint, loop, train
+from selfflow.worldmodel.batches import Inputs
 from selfflow.worldmodel.layout import (
     ACTION_CHANNELS,
     PROPRIO_CHANNELS,
     TEXT_CHANNELS,
+    Extra,
     Layout,
-    Robots,
 )
-from selfflow.worldmodel.train import ModelSize, TrainConfig
+from selfflow.worldmodel.objective import Student, losses
+from selfflow.worldmodel.train_config import ModelSize, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT.parent / "shared" / "samples"
@@ -121,11 +123,19 @@ def finetuning(store: Path, out: Path, init: Path | None = None) -> FinetuneConf
 SCRIPTS = {"train": (train.main, pretraining), "finetune": (finetune.main, finetuning)}
 
 
+def read(config: TrainConfig, size: int) -> Inputs:
+    """One batch of the config's data as tokens, without statistics."""
+    sources, weights = open_sources(config.sources)
+    batch = Mixture(sources, weights, train.request(config), 0).batch(0, size)
+    codec = batches.codec_of(config.layout)
+    return train.read_with(config, sources, {}, codec, None).tokens(batch)
+
+
 def log(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def losses(out: Path) -> list[tuple]:
+def logged(out: Path) -> list[tuple]:
     return [(row["step"], row["loss"], row["grad_norm"]) for row in log(out)]
 
 
@@ -146,21 +156,18 @@ def test_trains_on_real_episodes_and_a_clip_without_actions(store: Path, tmp_pat
 
 @real
 def test_a_clips_actions_are_absent_from_the_loss(store: Path, tmp_path: Path) -> None:
-    config = pretraining(store, tmp_path)
-    sources, weights = open_sources([str(CLIP)])
-    batch = Mixture(sources, weights, train.window(config.layout), 0).batch(0, 4)
-    robots = Robots(("google_robot",), (3.0,))
-    inputs = train.batch_tokens(batch, config.layout, robots, {})
+    config = pretraining(store, tmp_path, [str(CLIP)])
+    inputs = read(config, 4)
     assert not inputs.valid["action"].any()
     assert (inputs.mask["action"] == 0).all()
     assert inputs.valid["video"].any()
-    student = train.Student(config.transformer)
-    average = train.Student(config.transformer)
+    student = Student(config.transformer)
+    average = Student(config.transformer)
 
     def gradients(actions: torch.Tensor) -> list[torch.Tensor]:
         tokens = inputs.tokens | {"action": actions}
         changed = replace(inputs, tokens=tokens)
-        values = train.losses(student, average, changed, config, loop.generator(0, 0))
+        values = losses(student, average, changed, config, loop.generator(0, 0))
         assert values["action"] == 0
         student.zero_grad(set_to_none=False)
         values["loss"].backward()
@@ -176,15 +183,15 @@ def test_no_gradient_reaches_the_teacher_and_every_objective_has_its_terms(store
         ("vanilla", {"loss", "video", "action"}),
         ("dual", {"loss", "video", "action"}),
         ("self_flow", {"loss", "video", "action", "rep", "cosine"}),
+        ("sra", {"loss", "video", "action", "rep", "cosine"}),
+        ("diffusion_forcing", {"loss", "video", "action"}),
+        ("full_masking", {"loss", "video", "action"}),
     ):
         config = replace(pretraining(store, Path("unused")), objective=objective)
-        state = loop.State(train.Student(config.transformer), config)
+        state = loop.State(Student(config.transformer), config)
         state.average.requires_grad_(True)  # so that a missing stop-gradient would show
-        sources, weights = open_sources(config.sources)
-        batch = Mixture(sources, weights, train.window(config.layout), 0).batch(0, 2)
-        robots = Robots(("google_robot",), (3.0,))
-        inputs = train.batch_tokens(batch, config.layout, robots, {})
-        values = train.losses(state.student, state.average, inputs, config, loop.generator(0, 0))
+        inputs = read(config, 2)
+        values = losses(state.student, state.average, inputs, config, loop.generator(0, 0))
         assert set(values) == terms
         values["loss"].backward()
         assert all(p.grad is None for p in state.average.parameters())
@@ -200,7 +207,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(
     main(make(store, tmp_path / "whole"))
     update = loop.State.update
 
-    def dies(self: loop.State, *args: object, **kwargs: object) -> float:
+    def dies(self: loop.State, *args: object, **kwargs: object) -> dict[str, float]:
         if self.step == 5:
             raise SystemExit  # step 5 is logged, the last checkpoint is of step 4
         return update(self, *args, **kwargs)
@@ -211,7 +218,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(
     assert len(log(tmp_path / "killed")) == 5
     monkeypatch.setattr(loop.State, "update", update)
     main(make(store, tmp_path / "killed"))
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
     a, b = (checkpoint.load(tmp_path / name).weights for name in ("whole", "killed"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -234,8 +241,8 @@ def test_sigkill_and_again(store: Path, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     run(tmp_path / "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "killed")) == 40
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+    assert len(logged(tmp_path / "killed")) == 40
 
 
 def test_a_signal_saves_and_stops(
@@ -243,7 +250,7 @@ def test_a_signal_saves_and_stops(
 ) -> None:
     update = loop.State.update
 
-    def interrupted(self: loop.State, *args: object, **kwargs: object) -> float:
+    def interrupted(self: loop.State, *args: object, **kwargs: object) -> dict[str, float]:
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(self, *args, **kwargs)
@@ -257,7 +264,7 @@ def test_a_signal_saves_and_stops(
 def test_from_pretraining_to_actions(store: Path, tmp_path: Path) -> None:
     train.main(replace(pretraining(store, tmp_path / "pre"), steps=2))
     config = replace(finetuning(store, tmp_path / "policy", tmp_path / "pre"), steps=2)
-    student, _ = finetune.build(config, {})
+    student, _ = finetune.build(config)
     pretrained = checkpoint.load(tmp_path / "pre").part("backbone")
     assert all(torch.equal(v, pretrained[k]) for k, v in student.backbone.state_dict().items())
     finetune.check(config)
@@ -350,11 +357,61 @@ def test_values_out_of_range_are_one_line(key: str) -> None:
 def test_configs_and_defaults_are_the_same() -> None:
     assert compose(TrainConfig, "train", []) == TrainConfig()
     assert compose(FinetuneConfig, "finetune", []) == FinetuneConfig()
+    added = compose(TrainConfig, "train", ["+extra.force={key: force, channels: 6, length: 8}"])
+    assert added.extra == {"force": Extra("force", 6, 8)}
     large = compose(TrainConfig, "train", ["model=selfflow_675m", "attention=full"])
     assert large.blocks == (8, 20)
     assert compose(FinetuneConfig, "finetune", ["init=some/run"]).encoder.depth == 4
 
 
 def test_what_both_sides_of_a_layer_hold_twice() -> None:
-    assert (TEXT_DIM, FEATURES) == (TEXT_CHANNELS, PROPRIO_CHANNELS)
+    assert (TEXT_CHANNELS["hash384"], PROPRIO_CHANNELS) == (TEXT_DIM, FEATURES)
+    for name in ("hash384", "minilm", "table"):
+        assert text_encoder(name).channels == TEXT_CHANNELS[name]
     assert ACTION_DIM + 1 == ACTION_CHANNELS
+
+
+def test_a_batch_is_split_in_order(store: Path) -> None:
+    config = pretraining(store, Path("unused"))
+    sources, weights = open_sources(config.sources)
+    whole = Mixture(sources, weights, train.request(config), 0).batch(0, 6)
+    parts = batches.split(whole, 3)
+    assert [i for part in parts for i in part.ids] == whole.ids
+    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+
+
+def test_a_config_adds_a_modality_that_the_data_measure(store: Path, tmp_path: Path) -> None:
+    added = {"opening": Extra(key="drawers", channels=3, length=5, mask_ratio=0.2, weight=0.5)}
+    config = replace(pretraining(store, tmp_path), extra=added, steps=2)
+    inputs = read(config, 64)
+    assert inputs.tokens["opening"].shape == (64, 5, 3)
+    assert not inputs.valid["opening"].all()  # windows that run over the episode's end
+    train.main(config)
+    rows = log(tmp_path)
+    assert all(np.isfinite(row["opening"]) for row in rows)
+    total = rows[0]["video"] + rows[0]["action"] + 0.5 * rows[0]["opening"] + 0.8 * rows[0]["rep"]
+    assert rows[0]["loss"] == pytest.approx(total, rel=1e-5)
+    wrong = replace(config, extra={"opening": replace(added["opening"], channels=2)})
+    with pytest.raises(UserError, match="measures 3 values of drawers a step, not 2"):
+        read(wrong, 1)
+
+
+def test_repa_aligns_with_a_frozen_encoder_of_the_clean_frames(store: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**size, intermediate_size=16, image_size=32, patch_size=8)
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    processor = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"height": 32, "width": 32},
+    }
+    processor |= {"image_processor_type": "ViTImageProcessor"}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    plain = pretraining(store, tmp_path / "out")
+    made = replace(plain, objective="repa", teacher=str(tmp_path / "vit"), steps=2)
+    train.main(made)
+    assert all(np.isfinite(row["rep"]) for row in log(tmp_path / "out"))
+    with pytest.raises(ValueError, match="external teacher goes with objective=repa"):
+        replace(made, objective="vanilla")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from selfflow.worldmodel.layout import Layout, Robots
-from selfflow.worldmodel.video_codec import PatchCodec
+from selfflow.worldmodel.layout import Layout, Robots, split_frames
+from selfflow.worldmodel.video_codec import Codec, PatchCodec, latent_frames
 
 
 def frames(batch: int = 2, count: int = 3) -> torch.Tensor:
@@ -15,8 +15,10 @@ def frames(batch: int = 2, count: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_decoding_inverts_encoding(scale: float) -> None:
     codec = PatchCodec(32, 48, 16, scale)
+    assert isinstance(codec, Codec)
+    assert (codec.name, codec.temporal, codec.latent_shape) == ("patch", 1, (2, 3, codec.channels))
     latents = codec.encode(frames())
-    assert latents.shape == (2, 3 * 2 * 3, 16 * 16 * 3)
+    assert latents.shape == (2, codec.latent_frames(3) * 2 * 3, 16 * 16 * 3)
     assert latents.abs().max() <= scale
     assert torch.equal(codec.decode(latents), frames())
     with pytest.raises(ValueError, match="not"):
@@ -28,6 +30,14 @@ def test_order_of_tokens_and_of_values_in_a_token() -> None:
     token = PatchCodec(32, 48, 16).encode(x)[1, 2 * 6 + 1 * 3 + 2]  # frame 2, row 1, column 2
     patch = x[1, 2, 16:32, 32:48]
     assert torch.allclose(token, (patch.float() / 127.5 - 1).flatten(), atol=1e-6)
+
+
+def test_latent_frames_come_out_whole() -> None:
+    assert [latent_frames(n, 4) for n in (1, 5, 49)] == [1, 2, 13]
+    assert latent_frames(7, 1) == 7
+    for wrong in (0, 4, 48):
+        with pytest.raises(ValueError, match=f"{wrong} frames"):
+            latent_frames(wrong, 4)
 
 
 def test_frames_of_a_window() -> None:
@@ -47,30 +57,33 @@ def test_frames_of_a_window() -> None:
 
 def test_absent_parts_are_invalid_and_masked() -> None:
     layout = Layout(32, 48, 16, context=1, future=2, chunk=3)
+    codec = PatchCodec(32, 48, 16)
     frame_valid = torch.tensor([[True, True, False], [True, True, True]])
-    action_valid = torch.tensor([[True, False, False], [False, False, False]])
-    terminate = torch.tensor([[False, True, True], [False, False, False]])
-    terminate_valid = torch.tensor([[True, True, False], [False, False, False]])
-    tokens, valid, mask = layout.target_tokens(
-        frames(), frame_valid, torch.ones(2, 3, 7), action_valid, terminate, terminate_valid
-    )
-    assert valid["video"].tolist() == [[True] * 6 + [False] * 6, [True] * 12]
-    assert torch.equal(mask["video"][..., 0].bool(), valid["video"])
-    assert valid["action"].tolist() == [[True, True, False], [False] * 3]
-    assert tokens["action"][0, :, 7].tolist() == [-1, 1, 1]
-    assert mask["action"][0].tolist() == [[1.0] * 8, [0.0] * 7 + [1.0], [0.0] * 8]
-    assert (mask["action"][1] == 0).all()
-    conditions, condition_valid = layout.condition_tokens(
-        frames(),
+    assert layout.video_valid(frame_valid).tolist() == [[True] * 6 + [False] * 6, [True] * 12]
+    shown, coming = split_frames(frames(), layout)
+    tokens, valid = layout.condition_tokens(
+        codec.encode(shown).unflatten(0, (2, 1)).flatten(1, 2),
         frame_valid,
         torch.zeros(2, 1, 384),
         Robots(("a",), (4.0,)).tokens(["a", "a"]),
         torch.zeros(2, 10),
         torch.tensor([True, False]),
     )
+    assert valid["proprio"].tolist() == [[True], [False]]
+    assert valid["context"].tolist() == [[True] * 6] * 2
+    action, action_valid, mask = layout.action_tokens(
+        torch.ones(2, 3, 7),
+        torch.tensor([[True, False, False], [False, False, False]]),
+        torch.tensor([[False, True, True], [False, False, False]]),
+        torch.tensor([[True, True, False], [False, False, False]]),
+    )
+    assert action_valid.tolist() == [[True, True, False], [False] * 3]
+    assert action[0, :, 7].tolist() == [-1, 1, 1]
+    assert mask[0].tolist() == [[1.0] * 8, [0.0] * 7 + [1.0], [0.0] * 8]
+    assert (mask[1] == 0).all()
     want = {m.name: (2, m.length, m.channels) for m in layout.modalities()}
-    assert {k: v.shape for k, v in (conditions | tokens).items()} == want
-    assert condition_valid["proprio"].tolist() == [[True], [False]]
+    made = tokens | {"action": action, "video": codec.encode(coming)}
+    assert {k: v.shape for k, v in made.items()} == want
 
 
 def test_robots_are_coded_by_name_and_rate() -> None:

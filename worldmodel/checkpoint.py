@@ -5,11 +5,12 @@
         model.safetensors   moving-average weights, what a user loads
         config.json         kind, model, layout, embodiments, text encoder, action space, provenance
         stats.json          normalisation statistics by embodiment
-        train/              student.safetensors, optimizer.safetensors, state.json, and
+        train/              state.json, student.safetensors, optimizer.safetensors, and
                             average.safetensors where model.safetensors is not float32
+        train/shards/       instead of those three, where FSDP has sharded them (sharded.py)
 
 A checkpoint is written under another name and renamed when complete, so that a folder called
-step-... is always whole.
+step-... is always whole. A run goes on from either form with any number of processes.
 """
 
 import json
@@ -28,6 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from selfflow.worldmodel import parallel, sharded
+from selfflow.worldmodel.errors import CheckpointError
+from selfflow.worldmodel.errors import RunError as RunError  # its callers know it from here
+from selfflow.worldmodel.parallel import ALONE, World
+
 Weights = dict[str, Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FORMAT = 1  # of config.json
@@ -35,14 +41,6 @@ _STEP = re.compile(r"step-(\d{6,})")
 _WORLDMODEL = ("model", "layout", "embodiments", "text_encoder", "action")
 KEYS = {"worldmodel": _WORLDMODEL, "policy": (*_WORLDMODEL, "head", "decision")}  # by kind
 COUNTERS = ("step", "samples", "skipped", "skipped_in_row")
-
-
-class RunError(Exception):
-    """A user's mistake about runs: one line; entry points turn it into UserError."""
-
-
-class CheckpointError(RunError):
-    """A checkpoint is missing, incomplete, or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,11 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:06d}"
 
 
+def step_of(path: Path) -> int:
+    """Inverse of `folder`."""
+    return int(path.name.removeprefix("step-"))
+
+
 def last(run: Path) -> Path | None:
     """The run's latest checkpoint, if it has any."""
     return next(reversed(_all(run)), None)
@@ -103,24 +106,36 @@ def save(
     training: Training,
     dtype: str = "float32",
     keep: int = 2,
+    world: World = ALONE,
 ) -> Path:
-    """Writes the checkpoint of `training.state["step"]` and deletes all but the last `keep`."""
+    """Writes the checkpoint of `training.state["step"]` and deletes all but the last `keep`.
+
+    All processes of the run call it; rank 0 alone writes, but for sharded training states.
+    """
     final = folder(run, training.state["step"])
-    draft = final.with_name(f".draft-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    (draft / "train").mkdir(parents=True)
-    _write_tensors(draft / "model.safetensors", {k: v.to(DTYPES[dtype]) for k, v in model.items()})
-    write_json(draft / "config.json", config)
-    write_json(draft / "stats.json", statistics)
-    _write_tensors(draft / "train" / "student.safetensors", training.student)
-    _write_tensors(draft / "train" / "optimizer.safetensors", training.optimizer)
-    if dtype != "float32":
-        _write_tensors(draft / "train" / "average.safetensors", training.average)
-    write_json(draft / "train" / "state.json", training.state)
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
-    prune(run, keep)
+    draft = final.with_name(f".draft-{final.name}")
+    if world.main:
+        shutil.rmtree(draft, ignore_errors=True)
+        (draft / "train").mkdir(parents=True)
+    if sharded.has_shards(training.student):
+        world.meet()
+        sharded.save(draft, training.average, training.student, training.optimizer, world)
+    elif world.main:
+        _write_tensors(draft / "train" / "student.safetensors", training.student)
+        _write_tensors(draft / "train" / "optimizer.safetensors", training.optimizer)
+        if dtype != "float32":
+            _write_tensors(draft / "train" / "average.safetensors", training.average)
+    if world.main:
+        weights = {k: v.to(DTYPES[dtype]) for k, v in model.items()}
+        _write_tensors(draft / "model.safetensors", weights)
+        write_json(draft / "config.json", config)
+        write_json(draft / "stats.json", statistics)
+        write_json(draft / "train" / "state.json", training.state)
+        if final.exists():
+            shutil.rmtree(final)
+        draft.rename(final)
+        prune(run, keep)
+    world.meet()
     return final
 
 
@@ -135,7 +150,7 @@ def prune(run: Path, keep: int) -> None:
 def _all(run: Path) -> list[Path]:
     """The run's checkpoints by step; a user's own step-000500.bak is none."""
     found = [p for p in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(p.name)]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    return sorted(found, key=step_of)
 
 
 def load(path: str | Path, kind: str | None = None) -> Checkpoint:
@@ -187,6 +202,8 @@ def load_training_state(path: Path) -> dict[str, Any]:
 
 def fill(module: nn.Module, weights: Weights, where: str) -> None:
     """Strict loading. Raises CheckpointError that names the first keys that do not fit."""
+    own = module.state_dict()
+    weights = {k: parallel.alike(v, own[k]) if k in own else v for k, v in weights.items()}
     try:
         module.load_state_dict(weights, strict=True)
     except RuntimeError as e:
@@ -218,8 +235,7 @@ def fill_optimizer(optimizer: Optimizer, module: nn.Module, tensors: Weights) ->
     for name, value in tensors.items():
         parameter_name, key = name.rsplit(":", 1)
         parameter = parameters[parameter_name]
-        # Adam's step counter stays where the optimiser made it: a scalar on the CPU or the device
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        optimizer.state[parameter][key] = parallel.alike(value.to(parameter.device), parameter)
 
 
 def write_json(path: Path, value: Any) -> None:

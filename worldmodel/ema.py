@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from selfflow.worldmodel.parallel import local
+
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:
     """Decay after `step` updates; warm-up min(decay, (1 + n) / (10 + n)) suits short runs."""
@@ -11,6 +13,9 @@ def decay_at(step: int, decay: float, warmup: bool) -> float:
 
 @torch.no_grad()
 def update(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """average = decay · average + (1 - decay) · student, for every parameter, in place."""
+    """average = decay · average + (1 - decay) · student, for every parameter, in place.
+
+    Of sharded models each process averages its own parts.
+    """
     for kept, new in zip(average.parameters(), student.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
+        local(kept).lerp_(local(new), 1 - decay)

@@ -1,10 +1,12 @@
 """What one training window holds, and the tokens that it becomes.
 
-    condition   text 1 x 384 · robot 1 x 17 · proprio 1 x 10 · context (frames x rows x columns)
-    target      video (frames x rows x columns) · action K x 8
+    condition   text · robot 1 x 17 · proprio 1 x 10 · context (frames x rows x columns)
+    target      video (frames x rows x columns) · action K x 8 · what the config adds
 
 At control step t the context frames are those of steps t, t - stride, ... (the last one is now),
 the future frames those of t + stride, t + 2 stride, ..., and the actions of steps t .. t + K - 1.
+A codec that joins four frames into one latent frame encodes the one of step t by itself first, so
+its video target begins with that frame: 49 frames are 13 latent frames, as in the paper.
 An action token is the normalised 7-D action and `terminate` as -1 or +1. Steps before an episode's
 start or after its end have no frame and no action: such tokens are replaced by a learned null and
 take no loss (RT-1 episodes average 43 steps, so with K = 8 one window in six runs over the end).
@@ -15,18 +17,47 @@ B batch, T frames, L tokens, K actions, C channels.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from selfflow.worldmodel.transformer import Modality, Tokens
-from selfflow.worldmodel.video_codec import PatchCodec
+from selfflow.worldmodel.codecs import CodecConfig, geometry
+from selfflow.worldmodel.model_config import Modality
+from selfflow.worldmodel.transformer import Tokens
 
-TEXT_CHANNELS, PROPRIO_CHANNELS = 384, 10
+PROPRIO_CHANNELS = 10
+TEXT_CHANNELS = {"hash384": 384, "minilm": 384, "table": 384, "use": 512}  # of a text token
 ACTION_CHANNELS = 8  # seven action dimensions and terminate
 MAX_EMBODIMENTS = 16
+ONE = (1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Of the targets: share of tokens at the second timestep (R_M), and weight in the loss."""
+
+    video_mask: float = 0.1
+    action_mask: float = 0.1
+    video: float = 1.0
+    action: float = 1.0
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A target modality that a config adds: `key` names what the data's source measures by step.
+
+    Its tokens are the values of steps t .. t + length - 1, scaled by `scale`.
+    """
+
+    key: str
+    channels: int
+    length: int
+    mask_ratio: float = 0.1
+    weight: float = 1.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,20 +66,34 @@ class Layout:
 
     height: int = 128
     width: int = 160
-    patch: int = 16  # pixels a side: 8 x 10 = 80 tokens a frame of 768 channels
+    patch: int = 16  # cells of the codec a side: pixels, so 8 x 10 = 80 tokens a frame
     context: int = 1  # frames shown, the last at step t
     future: int = 1  # frames to predict
     stride: int = 4  # control steps between frames
     chunk: int = 8  # actions, K
+    codec: CodecConfig = field(default_factory=CodecConfig)
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.patch, self.context, self.stride, self.chunk) < 1:
             raise ValueError(f"layout: every size is at least 1, got {self}")
-        if self.future < 0 or self.height % self.patch or self.width % self.patch:
+        spatial, temporal, _ = geometry(self.codec)
+        cell = self.patch * spatial
+        if self.future < 0 or self.height % cell or self.width % cell:
             raise ValueError(
-                f"layout: patch={self.patch} must divide height={self.height} and "
-                f"width={self.width}; future={self.future} must not be negative"
+                f"layout: patch={self.patch} times the codec's {spatial} pixels must divide "
+                f"height={self.height} and width={self.width}; future={self.future} >= 0"
             )
+        if self.future % temporal:
+            raise ValueError(
+                f"layout: future={self.future}: codec {self.codec.kind} joins {temporal} frames; "
+                f"choose a multiple of {temporal}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Layout":
+        """Inverse of dataclasses.asdict; older ones name no codec."""
+        codec = CodecConfig(**values.get("codec", {}))
+        return cls(**values | {"codec": codec})
 
     @property
     def frame_offsets(self) -> tuple[int, ...]:
@@ -56,93 +101,121 @@ class Layout:
         return tuple(i * self.stride for i in range(1 - self.context, self.future + 1))
 
     @property
-    def codec(self) -> PatchCodec:
-        """Frames <-> tokens."""
-        return PatchCodec(self.height, self.width, self.patch)
+    def first_target(self) -> int:
+        """Index of the video target's first frame among them."""
+        return self.context if geometry(self.codec)[1] == 1 else self.context - 1
+
+    def grid(self, frames: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of so many frames' tokens."""
+        spatial, temporal, _ = geometry(self.codec)
+        cell = self.patch * spatial
+        return 1 + (frames - 1) // temporal, self.height // cell, self.width // cell
+
+    @property
+    def channels(self) -> int:
+        """Of a frame's token."""
+        return geometry(self.codec)[2] * self.patch**2
 
     def modalities(
         self,
-        video_mask: float = 0.1,
-        action_mask: float = 0.1,
-        video_weight: float = 1.0,
-        action_weight: float = 1.0,
+        weighting: Weighting | None = None,
+        text: tuple[int, int] = (1, 384),
+        extra: dict[str, Extra] | None = None,
+        rope: bool = False,
     ) -> tuple[Modality, ...]:
-        """The modalities of the table above; masks are R_M, weights are of the loss."""
-        rows, columns, channels = self.codec.latent_shape
-        one = (1, 1, 1)
+        """The modalities of the table above; `text` is its tokens and channels.
 
-        def video(name: str, frames: int, role: str, mask: float, weight: float) -> Modality:
-            grid = (frames, rows, columns)
-            return Modality(name, channels, math.prod(grid), role, grid, mask, weight)
+        With rotary positions the unit of time is a latent frame, which actions share, and text has
+        weights of its own in double blocks.
+        """
+        w, temporal = weighting or Weighting(), geometry(self.codec)[1]
+        own = {"stream": "text"} if rope else {}
 
-        future = (
-            (video("video", self.future, "target", video_mask, video_weight),)
-            if self.future
-            else ()
-        )
-        return (
-            Modality("text", TEXT_CHANNELS, 1, "condition", one),
-            Modality("robot", MAX_EMBODIMENTS + 1, 1, "condition", one),
-            Modality("proprio", PROPRIO_CHANNELS, 1, "condition", one),
-            video("context", self.context, "condition", 0.0, 1.0),
-            *future,
-            Modality(
-                "action",
-                ACTION_CHANNELS,
-                self.chunk,
-                "target",
-                (self.chunk, 1, 1),
-                action_mask,
-                action_weight,
-            ),
-        )
+        def clock(start: float, step: float) -> dict[str, Any]:
+            return {"clock": (start, step)} if rope else {}
+
+        now, per_step = clock(1.0 - self.context, 1.0), clock(0.0, 1 / (self.stride * temporal))
+        shown = (self.context, *self.grid(1)[1:])  # encoded one by one, whatever the codec joins
+        made = [
+            _modality("text", text[1], (text[0], 1, 1), "condition", **own),
+            _modality("robot", MAX_EMBODIMENTS + 1, ONE, "condition"),
+            _modality("proprio", PROPRIO_CHANNELS, ONE, "condition"),
+            _modality("context", self.channels, shown, "condition", **now),
+        ]
+        if self.future:
+            grid = self.grid(len(self.frame_offsets) - self.first_target)
+            start = clock(1.0 if temporal == 1 else 0.0, 1.0)
+            made.append(_target("video", self.channels, grid, w.video_mask, w.video, start))
+        steps = (self.chunk, 1, 1)
+        made.append(_target("action", ACTION_CHANNELS, steps, w.action_mask, w.action, per_step))
+        for name, e in (extra or {}).items():
+            steps = (e.length, 1, 1)
+            made.append(_target(name, e.channels, steps, e.mask_ratio, e.weight, per_step))
+        return tuple(made)
 
     def condition_tokens(
         self,
-        frames: UInt8[Tensor, "B T H W 3"],
+        context: Float[Tensor, "B L C"],
         frame_valid: Bool[Tensor, "B T"],
-        text: Float[Tensor, "B 1 C"],
+        text: Float[Tensor, "B N E"],
         robot: Float[Tensor, "B 1 R"],
         proprio: Float[Tensor, "B P"],
         proprio_valid: Bool[Tensor, "B"],
     ) -> tuple[Tokens, Tokens]:
-        """Tokens and validity of the conditions; only the first `context` frames are read."""
-        shown, shown_valid = frames[:, : self.context], frame_valid[:, : self.context]
-        tokens = {
-            "text": text,
-            "robot": robot,
-            "proprio": proprio[:, None],
-            "context": self.codec.encode(shown),
-        }
-        return tokens, {"proprio": proprio_valid[:, None], "context": self._per_token(shown_valid)}
+        """Tokens and validity of the conditions; `context` are the encoded context frames."""
+        tokens = {"text": text, "robot": robot, "proprio": proprio[:, None], "context": context}
+        shown = frame_valid[:, : self.context]
+        return tokens, {"proprio": proprio_valid[:, None], "context": self._per_token(shown)}
 
-    def target_tokens(
+    def action_tokens(
         self,
-        frames: UInt8[Tensor, "B T H W 3"],
-        frame_valid: Bool[Tensor, "B T"],
         actions: Float[Tensor, "B K 7"],
         action_valid: Bool[Tensor, "B K"],
         terminate: Bool[Tensor, "B K"],
         terminate_valid: Bool[Tensor, "B K"],
-    ) -> tuple[Tokens, Tokens, Tokens]:
-        """Tokens, token validity and loss mask (float, broadcasts to the tokens) of the targets.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, K, 8), their validity and loss mask (float).
 
         `actions` are normalised; those that are not valid should say "no motion".
         """
         ends = torch.where(terminate, 1.0, -1.0)[..., None]
-        tokens = {"action": torch.cat([actions, ends], -1)}
-        valid = {"action": action_valid | terminate_valid}
         known = action_valid[..., None].expand(actions.shape)
-        masks = {"action": torch.cat([known, terminate_valid[..., None]], -1).float()}
-        if self.future:
-            tokens["video"] = self.codec.encode(frames[:, self.context :])
-            valid["video"] = self._per_token(frame_valid[:, self.context :])
-            masks["video"] = valid["video"][..., None].float()
-        return tokens, valid, masks
+        return (
+            torch.cat([actions, ends], -1),
+            action_valid | terminate_valid,
+            torch.cat([known, terminate_valid[..., None]], -1).float(),
+        )
+
+    def video_valid(self, frame_valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B L"]:
+        """Of the video target's tokens: a latent frame is valid if all of its frames are."""
+        own = frame_valid[:, self.first_target :]
+        temporal = geometry(self.codec)[1]
+        if temporal > 1:
+            joined = own[:, 1:].unflatten(1, (-1, temporal)).all(-1)
+            own = torch.cat([own[:, :1], joined], 1)
+        return self._per_token(own)
 
     def _per_token(self, frame_valid: Tensor) -> Tensor:
-        rows, columns, _ = self.codec.latent_shape
+        _, rows, columns = self.grid(1)
         return frame_valid.repeat_interleave(rows * columns, 1)
+
+
+def _modality(name: str, channels: int, grid: tuple[int, ...], role: str, **rest: Any) -> Modality:
+    return Modality(name, channels, math.prod(grid), role, grid, **rest)  # type: ignore[arg-type]
+
+
+def _target(
+    name: str, channels: int, grid: tuple[int, ...], mask: float, weight: float, rest: dict
+) -> Modality:
+    return _modality(name, channels, grid, "target", mask_ratio=mask, weight=weight, **rest)
+
+
+def split_frames(
+    frames: UInt8[Tensor, "B T H W 3"], layout: Layout
+) -> tuple[UInt8[Tensor, "BT 1 H W 3"], UInt8[Tensor, "B F H W 3"]]:
+    """Context frames one by one, and the frames of the video target."""
+    context = frames[:, : layout.context].flatten(0, 1)[:, None]
+    return context, frames[:, layout.first_target :]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,340 @@
+"""Two processes train like one: losses, weights, skips, stops, and checkpoints of either form.
+
+The slow tests start this file under torchrun with gloo on the CPU, once for all that they check.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfflow.worldmodel import checkpoint, parallel, sharded
+from selfflow.worldmodel.checkpoint import CheckpointError
+from selfflow.worldmodel.errors import RunError
+from selfflow.worldmodel.loop import LoopConfig, State, start
+from selfflow.worldmodel.parallel import World
+from selfflow.worldmodel.run_folder import open_run
+
+META = {"format": 1, "kind": "policy"}
+STEPS, BATCH = 4, 8
+
+
+class Backbone(nn.Module):
+    """Blocks of a width that two processes cannot share evenly, one of them called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(3, 5)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        states = [self.enter(x)]
+        for block in (*self.blocks, self.blocks[0]):
+            states.append(states[-1] + block(states[-1]))
+        return states
+
+
+class Student(nn.Module):
+    """As the real one: a backbone, a projector, and a part that no loss uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = Backbone()
+        self.projector = nn.Linear(5, 5)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.backbone(x)
+        return states[-1], self.projector(states[1])
+
+
+def config(out: Path, mode: str, **keys: Any) -> LoopConfig:
+    known = {"steps": STEPS, "batch": BATCH, "lr": 0.05, "warmup": 0, "ema": 0.9}
+    run = {"data": "none", "out": str(out), "parallel": mode, "device": "cpu", "threads": 1}
+    return LoopConfig(**(known | run | keys))
+
+
+def batch_of(step: int) -> Tensor:
+    """The whole batch of a step."""
+    return torch.randn(BATCH, 3, generator=torch.Generator().manual_seed(step))
+
+
+def advance(state: State, step: int, poison: bool = False) -> dict[str, float]:
+    """One step on this process's part of the step's batch."""
+    world, parts = state.world, state.config.accumulate
+    rows = batch_of(step).chunk(world.size)[world.rank]
+    for x in rows.chunk(parts):
+        y, feature = state.model(x * float("nan") if poison else x)
+        with torch.no_grad():
+            aim = state.average(x)[0]
+        generation = (y - x.sum(1, keepdim=True)).square().mean()
+        values = {"generation": generation, "rep": (feature - aim).square().mean()}
+        state.backward(values | {"loss": values["generation"] + values["rep"]})
+    return state.update(BATCH, f"batch {step}")
+
+
+def whole(state: State) -> dict[str, Tensor]:
+    """All tensors of the state, on every process."""
+    kept = state.training()
+    parts = {"average": kept.average, "student": kept.student, "optimizer": kept.optimizer}
+    named = {f"{part}.{k}": v for part, ts in parts.items() for k, v in ts.items()}
+    return {k: v.clone() for k, v in sharded.gather(named, keep=True).items()}
+
+
+def train(config: LoopConfig, world: World, stop_at: int = -1) -> tuple[list[dict], State]:
+    """A run as the scripts have it."""
+    state, rows = State(Student(), config, world), []
+    with open_run(config, state, "test", {"made up": [1, 1]}) as run:
+        for step, _ in run.batches(range(state.step, config.steps)):
+            if step == stop_at and world.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            values = advance(state, step)
+            rows.append(values | {"step": step})
+            run.log(BATCH, tokens=BATCH, **values)
+            if run.due():
+                run.save(META, {})
+        run.save(META, {})
+        try:
+            run.finish()
+        except KeyboardInterrupt:
+            rows.append({"stopped": state.step})
+    return rows, state
+
+
+def work(out: Path, resume: Path, world: World) -> None:
+    """What each of two processes does in a mode; `resume` is a run of one process."""
+    mode = world.mode
+    keys = {"save_every": 2, "save_async": mode == "fsdp"}
+    report: dict[str, Any] = {"rank": world.rank, "size": world.size}
+    report["rows"], state = train(config(out / mode, mode, **keys), world)
+    report["kept"] = sum(parallel.local(p).numel() for p in state.student.parameters())
+    before = whole(state)
+    poisoned = advance(state, STEPS, poison=world.rank == 1)
+    after = whole(state)
+    report["poisoned"] = {k: str(v) for k, v in poisoned.items()}
+    report["skipped"] = state.skipped
+    report["same"] = all(torch.equal(before[k], after[k]) for k in before)
+    report["accumulated"], _ = train(config(out / f"{mode}_2", mode, accumulate=2), world)
+    stopped, _ = train(config(out / f"{mode}_stopped", mode, steps=9), world, stop_at=1)
+    report["stopped"] = stopped[-1]
+    restored = State(Student(), config(resume, mode), world)
+    restored.restore(checkpoint.resolve(resume))
+    want = load_file(out / "one.safetensors")
+    report["restored"] = all(torch.equal(v, want[k]) for k, v in whole(restored).items())
+    report["next"] = advance(restored, STEPS)
+    if world.main:
+        save_file(before, out / f"{mode}.safetensors")
+    (out / f"{mode}_{world.rank}.json").write_text(json.dumps(report))
+    print("AUDIBLE" if world.main else "SILENT")
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*start, f"--nproc-per-node={processes}", __file__, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    return subprocess.run(
+        command, env=environment, check=False, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], State]:
+    """The same run by one process, beside which the others are put."""
+    out = tmp_path_factory.mktemp("parallel")
+    rows, state = train(config(out / "one", "none", save_every=STEPS), parallel.ALONE)
+    save_file(whole(state), out / "one.safetensors")
+    return out, rows, state
+
+
+@pytest.fixture(scope="module")
+def together(alone: tuple[Path, list[dict], State]) -> Path:
+    """All that two processes do, in one launch."""
+    out = alone[0]
+    done = launch(str(out), str(out / "one"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def reports(out: Path, mode: str) -> list[dict]:
+    return [json.loads((out / f"{mode}_{rank}.json").read_text()) for rank in range(2)]
+
+
+MODES = pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+
+
+@pytest.mark.slow
+@MODES
+def test_two_processes_train_as_one(mode: str, alone: tuple, together: Path) -> None:
+    for report in reports(together, mode):
+        assert (report["size"], report["stopped"]) == (2, {"stopped": 2})
+        for rows in (report["rows"], report["accumulated"]):
+            assert len(rows) == STEPS
+            for row, want in zip(rows, alone[1], strict=True):
+                assert row == pytest.approx(want, abs=1e-5)
+    a, b = load_file(together / f"{mode}.safetensors"), load_file(together / "one.safetensors")
+    assert a.keys() == b.keys()
+    assert any(k.startswith("average.") for k in a)
+    assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+
+
+@pytest.mark.slow
+def test_fsdp_keeps_a_part_of_everything(together: Path) -> None:
+    count = sum(p.numel() for p in Student().parameters())
+    assert [r["kept"] for r in reports(together, "ddp")] == [count, count]
+    kept = [r["kept"] for r in reports(together, "fsdp")]
+    assert sum(kept) == count
+    assert max(kept) < 0.65 * count
+
+
+@pytest.mark.slow
+@MODES
+def test_what_is_not_finite_on_one_is_skipped_on_both(mode: str, together: Path) -> None:
+    for report in reports(together, mode):
+        assert (report["skipped"], report["same"]) == (1, True)
+        assert report["poisoned"]["loss"] == "nan"
+
+
+@pytest.mark.slow
+@MODES
+def test_one_goes_on_where_two_have_saved(mode: str, together: Path) -> None:
+    path = checkpoint.resolve(together / mode)
+    assert sharded.is_sharded(path) == (mode == "fsdp")
+    assert {p.suffix for p in path.rglob("*") if p.is_file()} == {".safetensors", ".json"}
+    state = State(Student(), config(together / mode, "none"))
+    state.restore(path)
+    saved, now = load_file(together / f"{mode}.safetensors"), whole(state)
+    assert saved.keys() == now.keys()
+    assert all(torch.equal(saved[k], now[k]) for k in saved)
+    user = checkpoint._read_tensors(path / "model.safetensors")
+    assert all(torch.equal(user[k], saved["average." + k]) for k in user)
+    assert user.keys() == Student().state_dict().keys()
+
+
+@pytest.mark.slow
+@MODES
+def test_two_go_on_where_one_has_saved(mode: str, alone: tuple, together: Path) -> None:
+    state = State(Student(), config(together / "one", "none"))
+    state.restore(checkpoint.resolve(together / "one"))
+    want = advance(state, STEPS)
+    for report in reports(together, mode):
+        assert report["restored"]
+        assert report["next"] == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_shards_that_do_not_fit_are_a_line(together: Path, tmp_path: Path) -> None:
+    path = checkpoint.resolve(together / "fsdp")
+
+    def message(student: nn.Module, where: Path) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            State(student, config(tmp_path, "none")).restore(where)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    class Wider(Student):
+        def __init__(self) -> None:
+            super().__init__()
+            self.projector = nn.Linear(5, 6)
+
+    class More(Student):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Linear(5, 6)
+
+    assert "Size mismatch" in message(Wider(), path)
+    assert "does not fit this model: average.more.bias" in message(More(), path)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(path, damaged)
+    shards = sorted((damaged / "train" / "shards").iterdir())
+    assert len(shards) == 2
+    shards[0].rename(tmp_path / "kept")  # of 0-dimensional and of small tensors each has some
+    assert "does not fit" in message(Student(), damaged)
+    (tmp_path / "kept").rename(shards[0])
+    shards[0].write_bytes(b"damaged")
+    assert "cannot be read" in message(Student(), damaged)
+
+
+@pytest.mark.slow
+def test_the_end_of_one_is_the_end_of_all(tmp_path: Path) -> None:
+    before = time.monotonic()
+    done = launch(str(tmp_path), "dies")
+    assert done.returncode != 0
+    assert time.monotonic() - before < 60
+
+
+def test_who_is_who(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    for name in (*names, "SUBMITIT_EXECUTOR", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.place("auto", "cpu") == World()
+    with pytest.raises(RunError, match="torchrun --standalone"):
+        parallel.place("fsdp", "cpu")
+    slurm = {"STEP_NUM_TASKS": 16, "PROCID": 9, "LOCALID": 1, "JOB_ID": 123456}
+    for name, value in slurm.items():
+        monkeypatch.setenv("SLURM_" + name, str(value))
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[007-008]")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what place sets is taken back
+        monkeypatch.delenv(name)
+    world = parallel.place("auto", "cpu")
+    assert (world.rank, world.size, world.mode, world.main) == (9, 16, "ddp", False)
+    assert os.environ["MASTER_ADDR"] == "gpu007"
+    assert (os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"]) == ("23456", "1")
+    assert parallel.place("fsdp", "cpu").mode == "fsdp"
+    assert world.share(64) == 4
+    with pytest.raises(RunError, match="batch=60 does not divide by 16 processes"):
+        world.share(60)
+    with pytest.raises(RunError, match="parallel=none: 16 processes"):
+        parallel.place("none", "cpu")
+    with pytest.raises(RunError, match="give device=cuda"):
+        parallel.place("auto", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("n1", "n1"), ("a,b", "a"), ("gpu[003-005,9]", "gpu003"), ("rack-2-[12,14]", "rack-2-12")],
+)
+def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+    assert parallel.first_host(nodes) == host
+
+
+def test_a_submitted_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit", reason="no submitit: extra slurm")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    values = {"NTASKS": 4, "GLOBALID": 3, "LOCALID": 3, "NODEID": 0, "JOB_NUM_NODES": 1}
+    for name, value in values.items():
+        monkeypatch.setenv("SUBMITIT_LOCAL_" + name, str(value))
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    world = parallel.place("auto", "cpu")
+    assert (world.rank, world.size, world.mode) == (3, 4, "ddp")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with start(config(folder, "auto")) as joined:
+        if sys.argv[2] == "dies":
+            if joined.rank == 1:
+                raise SystemExit(3)
+            joined.first(0)
+            joined.meet()
+        else:
+            work(folder, Path(sys.argv[2]), joined)  # ddp
+            work(folder, Path(sys.argv[2]), replace(joined, mode="fsdp"))
