@@ -13,6 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 42  # margins within it
 SHARP = 2  # everything is drawn so much larger, then reduced
 LEGEND = 24  # height of a line of it
 INK, FAINT, PAPER = (40, 40, 40), (222, 222, 222), (255, 255, 255)
+Number = float | int
 COLOURS = (
     (31, 119, 180),
     (214, 39, 40),
@@ -30,10 +31,10 @@ class Line:
     """A named line; `low` and `high` draw bars. Lines of one name have one colour throughout."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    x: Sequence[Number]
+    y: Sequence[Number]
+    low: Sequence[Number] = ()
+    high: Sequence[Number] = ()
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Panel:
     title: str
     x_label: str
     lines: Sequence[Line]
-    bottom: float | None = None
-    top: float | None = None
+    bottom: Number | None = None
+    top: Number | None = None
 
 
 def save_chart(panels: Sequence[Panel], path: Path, columns: int) -> None:
@@ -96,7 +97,7 @@ class _Axes:
             # side by side where they would hide each other
             self._line(line, colours[line.name], 3 * (number - len(self._panel.lines) / 2))
 
-    def _line(self, line: Line, colour: tuple[int, int, int], aside: float) -> None:
+    def _line(self, line: Line, colour: tuple[int, int, int], aside: Number) -> None:
         points = [self._at(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
         self._draw.line(_scaled(*points), colour, 2 * SHARP)
         for x, low, high in zip(line.x, line.low, line.high, strict=False):
@@ -106,14 +107,14 @@ class _Axes:
             for x, y in points:
                 self._draw.ellipse(_scaled((x - 2.5, y - 2.5), (x + 2.5, y + 2.5)), colour)
 
-    def _at(self, x: float, y: float) -> tuple[float, float]:
+    def _at(self, x: Number, y: Number) -> tuple[Number, Number]:
         left, top, right, bottom = self._box
         (x0, x1), (y0, y1) = self._x, self._y
         across, up = (x - x0) / (x1 - x0), (min(max(y, y0), y1) - y0) / (y1 - y0)
         return left + across * (right - left), bottom - up * (bottom - top)
 
 
-def ticks(low: float, high: float) -> list[float]:
+def ticks(low: Number, high: Number) -> list[Number]:
     """Four to nine round numbers between."""
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= max(k for k in (1, 2, 5) if k * step <= (high - low) / 4)
@@ -121,17 +122,19 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _span(values: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
+def _span(
+    values: Sequence[Number], low: Number | None, high: Number | None
+) -> tuple[Number, Number]:
     """The axis' ends, with a little room where they are not given."""
     least, most = (min(values), max(values)) if values else (0.0, 1.0)
     room = 0.05 * (most - least) or 0.5
     return least - room if low is None else low, most + room if high is None else high
 
 
-def _scaled(*points: tuple[float, float]) -> list[tuple[float, float]]:
+def _scaled(*points: tuple[Number, Number]) -> list[tuple[Number, Number]]:
     return [(x * SHARP, y * SHARP) for x, y in points]
 
 
-def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str) -> None:
+def _text(draw: ImageDraw.ImageDraw, at: tuple[Number, Number], text: str, anchor: str) -> None:
     font = ImageFont.load_default(12 * SHARP)
     draw.text((at[0] * SHARP, at[1] * SHARP), text, INK, font, anchor)

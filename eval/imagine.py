@@ -32,8 +32,8 @@ from selfflow.worldmodel.dream import Sampling
 from selfflow.worldmodel.parallel import place
 
 ACTIONS = ("given", "predicted")
-FPS = 4  # of the film: one frame stands for `stride` control steps, over a second of RT-1
-GAP = 8  # pixels between real and imagined
+FPS = 4.0  # of the film: one frame stands for `stride` control steps, over a second of RT-1
+GAP = 8  # pixels beside each frame
 SHOWN_WIDTH = 320  # of a frame in film and sheet, at least
 
 
@@ -154,7 +154,7 @@ def side_by_side(
         left = left if known[i] else np.full_like(left, 24)  # the episode is over
         pair = [_enlarged(left), _enlarged(right)]
         gap = np.full((pair[0].shape[0], GAP, 3), 24, np.uint8)
-        picture = np.concatenate([pair[0], gap, pair[1]], 1)
+        picture = np.concatenate([pair[0], gap, pair[1], gap], 1)
         what = "real | imagined" if i else "shown"
         out.append(captioned(picture, f"{instruction}   ({what})", start + i * stride, False))
     return out

@@ -1,6 +1,6 @@
 """A world model beside recorded episodes: imagined frames, and actions for what was really seen.
 
-B windows, N frames, W windows in a row, K actions, F features of a clip.
+B windows, N frames, S windows in a row, K actions, F features of a clip.
 """
 
 from collections.abc import Iterator, Sequence

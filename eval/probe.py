@@ -19,11 +19,11 @@ Video tokens do see the clean context frame, `stride` steps earlier, as in use.
 The main definition, `pooling="grid"`: the frame's tokens, averaged within a grid of 4 x 5 cells and
 concatenated. A position needs to know *where* a feature is; the mean over all tokens (`"mean"`,
 reported too) loses that, and all tokens unpooled would be 15,360 numbers a frame for some hundred
-frames. Features are standardised. The regression is in closed form, with a free constant;
-its strength is the one of least error when each training episode is left out in turn, which for
-ridge regression needs no refit: e_b = (I - H_bb)^-1 r_b. Episodes are dealt into `folds`, and each
-is predicted by a regression on the others only; R² is over all these predictions, its interval from
-resampling episodes.
+frames. Features are centred, not scaled: one that hardly ever moves would grow huge. The
+regression is in closed form, with a free constant; its strength is the one of least error when each
+training episode is left out in turn, which needs no refit: e_b = (I - H_bb)^-1 r_b. Episodes are
+dealt into `folds`, and each is predicted by a regression on the others only; R² is over all these
+predictions, its interval from resampling episodes.
 
 N samples, E episodes, L tokens, D width, F features, Y numbers of all targets.
 """
@@ -177,10 +177,9 @@ def ridge(
 
     Written with the kernel X Xᵀ, since there are fewer samples than features.
     """
-    centre, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 1e-8 * max(scale.max(), 1e-30), scale, np.inf)  # constant: no say
-    x, new = (x - centre) / scale, (new - centre) / scale
-    values, vectors = np.linalg.eigh(x.astype(np.float64) @ x.T.astype(np.float64))
+    x, new = x.astype(np.float64), new.astype(np.float64)
+    x, new = x - x.mean(0), new - x.mean(0)
+    values, vectors = np.linalg.eigh(x @ x.T)
     values = values.clip(0)
     constant = y.mean(0)
     turned = vectors.T @ (y - constant)

@@ -43,7 +43,7 @@ from selfflow.worldmodel.checkpoint import (
     resolve,
     write_json,
 )
-from selfflow.worldmodel.codecs import CodecConfig, make_codec
+from selfflow.worldmodel.codec import CodecConfig, make_codec
 from selfflow.worldmodel.sampler import SOLVERS, guided
 from selfflow.worldmodel.transformer import ModelConfig, VideoActionTransformer
 from selfflow.worldmodel.video_codec import to_pixels

@@ -4,7 +4,7 @@ LPIPS and FVD compare features of a trained network, which is loaded from a loca
 
 | metric | of | path |
 |---|---|---|
-| lpips_alex | LPIPS 0.1, its linear layers from torchmetrics | torchvision's AlexNet weights: a file |
+| lpips_alex | LPIPS 0.1, its linear layers from torchmetrics | torchvision's AlexNet: a file |
 | fvd_NAME | its last features, mean-pooled | a `transformers` video encoder: the folder NAME |
 
 Without a path a small frozen network with random weights stands in, and the metric is called

@@ -4,7 +4,7 @@
     windows = Windows(open_source("data/open_drawer_place"), world.layout)
     seen = imagine(world, windows, [(3, 0)], horizon=8, sampling=Sampling(), seed=0)
 
-B windows, T frames, N predicted frames, W windows in a row, K actions, L tokens, C channels.
+B windows, T frames, N predicted frames, S windows in a row, K actions, L tokens, C channels.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from selfflow.datasets.text import recorded_encoder
 from selfflow.datasets.windows import Batch, Mixture
 from selfflow.worldmodel.batches import Reader, user_errors, window
 from selfflow.worldmodel.checkpoint import fill, load, parts_of
-from selfflow.worldmodel.codecs import make_codec
+from selfflow.worldmodel.codec import make_codec
 from selfflow.worldmodel.dream import Sampling, dream
 from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.transformer import ModelConfig, VideoActionTransformer
@@ -103,9 +103,9 @@ class Imagined:
     frames: UInt8[np.ndarray, "B N H W 3"]
     real: UInt8[np.ndarray, "B N H W 3"]
     real_valid: Bool[np.ndarray, "B N"]  # the episode went on so long
-    actions: Float32[np.ndarray, "B W K 7"]  # physical units; the real ones where they were given
-    real_actions: Float32[np.ndarray, "B W K 7"]
-    action_valid: Bool[np.ndarray, "B W K"]
+    actions: Float32[np.ndarray, "B S K 7"]  # physical units; the real ones where they were given
+    real_actions: Float32[np.ndarray, "B S K 7"]
+    action_valid: Bool[np.ndarray, "B S K"]
 
 
 def imagine(

@@ -228,4 +228,4 @@ def _rows(cells: Any) -> list[tuple[str, list[Estimate | None]]]:
 
 def _kind(kind: tuple[str, float]) -> str:
     tokens, tau = kind
-    return tokens if tokens == "context" else f"{tokens} τ={tau:g}"
+    return tokens if tokens == "context" else f"{tokens} tau={tau:g}"

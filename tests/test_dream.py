@@ -109,7 +109,7 @@ def test_given_actions_leave_the_conditional_distribution() -> None:
 
 
 def test_guidance_moves_the_mean_by_its_scale() -> None:
-    """Both velocities share the covariance, so the guided flow is that of `scale` times the text."""
+    """Both velocities share the covariance, so the guided flow is that of scale · text."""
     model = Gaussian()
     found = dream(model, {"text": TEXT}, {}, Sampling("heun", 40, guidance=3.0), seeded())
     mean, covariance = moments(torch.cat([found["video"], found["action"]], 1)[..., 0])

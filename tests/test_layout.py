@@ -28,6 +28,11 @@ def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
+def tensors(call: ast.Call) -> bool:
+    """torch.load that unpickles tensors only."""
+    return any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
+
+
 def test_there_is_something_to_check():
     assert len(MODULES) > 20
 
@@ -58,6 +63,8 @@ def test_sizes(path):
 @by_file
 def test_no_swallowed_errors_no_path_edits_no_pickle(path):
     tree = ast.parse(path.read_text())
+    test = path.parent.name == "tests"  # where pickles are made to see them refused
+    safe = {call.func for call in ast.walk(tree) if isinstance(call, ast.Call) and tensors(call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             names = (
@@ -69,10 +76,9 @@ def test_no_swallowed_errors_no_path_edits_no_pickle(path):
             assert not names & {"Exception", "BaseException"}, f"line {node.lineno}: broad except"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             name = f"{node.value.id}.{node.attr}"
-            assert name not in ("sys.path", "torch.load", "torch.save"), (
-                f"line {node.lineno}: {name}"
-            )
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            wrong = {"sys.path"} if test else {"sys.path", "torch.load", "torch.save"}
+            assert node in safe or name not in wrong, f"line {node.lineno}: {name}"
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and not test:
             parts = {a.name for a in node.names} | {getattr(node, "module", None)}
             assert not parts & {"pickle", "dill", "joblib", "cloudpickle"}, f"line {node.lineno}"
 

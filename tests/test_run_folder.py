@@ -1,15 +1,21 @@
 """A run folder: whom it admits, what is refused in a line, and what shows without a terminal."""
 
-from dataclasses import replace
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from selfflow.worldmodel import checkpoint, loop
-from selfflow.worldmodel.checkpoint import RunError
-from selfflow.worldmodel.loop import LoopConfig, State, check_run, open_run
+from selfflow.worldmodel import checkpoint, trackers
+from selfflow.worldmodel.errors import RunError
+from selfflow.worldmodel.loop import LoopConfig, State, start
+from selfflow.worldmodel.run_folder import check_run, open_run
 
 DATA = {"made up": [2, 24]}
 META = {"format": 1, "kind": "policy"}
@@ -26,8 +32,8 @@ def train(config: LoopConfig) -> State:
     with open_run(config, state, "test", DATA) as run:
         for _, x in run.batches(torch.ones(4, 3) for _ in range(config.steps)):
             loss = state.student(x).square().mean()
-            state.update(loss, 4)
-            run.log(4, loss=loss)
+            state.backward({"loss": loss})
+            run.log(4, **state.update(4))
         run.save(META, {})
         run.finish()
     return state
@@ -99,8 +105,8 @@ def test_a_missing_cuda_device_is_a_line_before_anything_is_written(config: Loop
     else:
         config = replace(config, device="cuda")
     assert "CUDA devices" in message(config)
-    with pytest.raises(RunError, match="CUDA devices"):
-        loop.start(config)
+    with pytest.raises(RunError, match="CUDA devices"), start(config):
+        pass
     assert not Path(config.out).exists()
 
 
@@ -109,9 +115,100 @@ def test_progress_is_told_without_a_terminal(
 ) -> None:
     train(config)
     assert "test step" not in capsys.readouterr().out  # 30 s are not over
-    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(trackers, "TELL_SECONDS", 0.0)
     train(replace(config, out=config.out + "2"))
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("test step")]
     assert len(lines) == 3
     assert lines[2].startswith("test step 3 of 3, loss ")
     assert lines[2].endswith(" samples/s")
+
+
+def test_keys_that_came_later_count_as_their_defaults(config: LoopConfig) -> None:
+    train(config)
+    path = Path(config.out) / "config.json"
+    old = checkpoint.read_json(path)
+    later = ("betas", "accumulate", "parallel", "log", "save_async")
+    checkpoint.write_json(path, {k: v for k, v in old.items() if k not in later})
+    check_run(replace(config, accumulate=2, parallel="auto", save_async=True, log=["tensorboard"]))
+    assert "betas (was [0.9, 0.999], now [0.8, 0.9])" in message(replace(config, betas=[0.8, 0.9]))
+
+
+@dataclass(frozen=True)
+class Nested:
+    size: int = 3
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Wider(LoopConfig):
+    model: Nested = field(default_factory=Nested)
+
+
+def test_nested_keys_that_came_later_too(config: LoopConfig) -> None:
+    wide = Wider(data="a", out=config.out, steps=1)
+    train(wide)
+    path = Path(config.out) / "config.json"
+    checkpoint.write_json(path, checkpoint.read_json(path) | {"model": {"size": 3}})
+    check_run(wide)
+    assert "model (was" in message(replace(wide, model=Nested(added=1)))
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(
+    config: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, save_async=True, save_every=1, keep=3, steps=4)
+    save, order = checkpoint.save, []
+
+    def slow(*arguments: Any) -> Path:
+        time.sleep(0.05)
+        order.append(threading.current_thread() is threading.main_thread())
+        return save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    state = State(nn.Linear(3, 2), config)
+    want = []
+    with open_run(config, state, "test", DATA) as run:
+        for _, x in run.batches(torch.ones(4, 3) for _ in range(config.steps)):
+            state.backward({"loss": state.student(x).square().mean()})
+            run.log(4, **state.update(4))
+            want.append(state.student.weight.detach().clone())
+            run.save(META, {})
+        run.finish()
+    assert order == [False] * 4
+    for step in (2, 3, 4):  # as they were at their step, not as they are when written
+        kept = checkpoint.load_training(checkpoint.folder(Path(config.out), step))
+        assert torch.equal(kept.student["weight"], want[step - 1])
+
+
+def test_what_goes_wrong_while_saving_is_raised(
+    config: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Path:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", fails)
+    with pytest.raises(OSError, match="no space left"):
+        train(replace(config, save_async=True))
+
+
+def test_submitit_is_told_after_the_save(config: LoopConfig) -> None:
+    seen: list[int | None] = []
+
+    def handler(number: int, frame: object) -> None:
+        kept = checkpoint.last(Path(config.out))
+        seen.append(checkpoint.step_of(kept) if kept else None)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        state = State(nn.Linear(3, 2), config)
+        with open_run(config, state, "test", DATA) as run:
+            for _, x in run.batches(torch.ones(4, 3) for _ in range(config.steps)):
+                state.backward({"loss": state.student(x).square().mean()})
+                run.log(4, **state.update(4))
+                os.kill(os.getpid(), signal.SIGUSR2)
+            run.save(META, {})
+            assert seen == []
+            run.finish()
+        assert seen == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -18,7 +18,6 @@ from selfflow.configs.entry import compose
 from selfflow.datasets.normalize import FEATURES
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import ACTION_DIM, UserError
-from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
 from selfflow.datasets.text import TEXT_DIM, text_encoder
 from selfflow.datasets.windows import Mixture
 from selfflow.policies import finetune
@@ -50,38 +49,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two episodes of 12 steps with random signals."""
-    folder = tmp_path_factory.mktemp("data") / "store"
-    rng = np.random.default_rng(0)
-    n = 12
-    with StoreWriter(
-        folder, "000", StoreHeader("google_robot", "open_top_drawer", ("overhead_camera",), "fake")
-    ) as writer:
-        for seed in range(2):
-            images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-            actions = rng.uniform(0, 0.1, (n, 7)).astype(np.float32)
-            proprio = rng.uniform(0, 1, (n, 8)).astype(np.float32)
-            proprio[:, 3:7] /= np.linalg.norm(proprio[:, 3:7], axis=1, keepdims=True)
-            writer.append(
-                EpisodeRecord(
-                    images={"overhead_camera": list(images)},
-                    proprio=proprio,
-                    actions=actions,
-                    executed=actions,
-                    terminate=np.arange(n) == n - 1,
-                    instruction=["open top drawer"] * n,
-                    seed=seed,
-                    success=True,
-                    privileged={"drawers": np.zeros((n, 3))},
-                    draws={},
-                    meta={},
-                )
-            )
-    return folder
 
 
 def pretraining(store: Path, out: Path, data: list[str] | None = None) -> TrainConfig:
@@ -369,49 +336,3 @@ def test_what_both_sides_of_a_layer_hold_twice() -> None:
     for name in ("hash384", "minilm", "table"):
         assert text_encoder(name).channels == TEXT_CHANNELS[name]
     assert ACTION_DIM + 1 == ACTION_CHANNELS
-
-
-def test_a_batch_is_split_in_order(store: Path) -> None:
-    config = pretraining(store, Path("unused"))
-    sources, weights = open_sources(config.sources)
-    whole = Mixture(sources, weights, train.request(config), 0).batch(0, 6)
-    parts = batches.split(whole, 3)
-    assert [i for part in parts for i in part.ids] == whole.ids
-    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
-
-
-def test_a_config_adds_a_modality_that_the_data_measure(store: Path, tmp_path: Path) -> None:
-    added = {"opening": Extra(key="drawers", channels=3, length=5, mask_ratio=0.2, weight=0.5)}
-    config = replace(pretraining(store, tmp_path), extra=added, steps=2)
-    inputs = read(config, 64)
-    assert inputs.tokens["opening"].shape == (64, 5, 3)
-    assert not inputs.valid["opening"].all()  # windows that run over the episode's end
-    train.main(config)
-    rows = log(tmp_path)
-    assert all(np.isfinite(row["opening"]) for row in rows)
-    total = rows[0]["video"] + rows[0]["action"] + 0.5 * rows[0]["opening"] + 0.8 * rows[0]["rep"]
-    assert rows[0]["loss"] == pytest.approx(total, rel=1e-5)
-    wrong = replace(config, extra={"opening": replace(added["opening"], channels=2)})
-    with pytest.raises(UserError, match="measures 3 values of drawers a step, not 2"):
-        read(wrong, 1)
-
-
-def test_repa_aligns_with_a_frozen_encoder_of_the_clean_frames(store: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.ViTConfig(**size, intermediate_size=16, image_size=32, patch_size=8)
-    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
-    processor = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "size": {"height": 32, "width": 32},
-    }
-    processor |= {"image_processor_type": "ViTImageProcessor"}
-    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
-    plain = pretraining(store, tmp_path / "out")
-    made = replace(plain, objective="repa", teacher=str(tmp_path / "vit"), steps=2)
-    train.main(made)
-    assert all(np.isfinite(row["rep"]) for row in log(tmp_path / "out"))
-    with pytest.raises(ValueError, match="external teacher goes with objective=repa"):
-        replace(made, objective="vanilla")

@@ -41,12 +41,16 @@ class Activations:
     ends: dict[str, int]  # before and behind the blocks
     inputs: int  # of all blocks: what checkpointing keeps of them
     largest: int  # block, which checkpointing brings back one at a time
+    batch: int  # the tokens themselves: clean, noised, velocity, the teacher's
+
+    def saved(self, checkpointing: bool) -> int:
+        """What autograd keeps until the backward pass."""
+        blocks = self.inputs if checkpointing else sum(self.blocks.values())
+        return blocks + sum(self.ends.values())
 
     def total(self, checkpointing: bool) -> int:
-        """What is kept when the backward pass begins."""
-        return sum(self.ends.values()) + (
-            self.inputs if checkpointing else sum(self.blocks.values())
-        )
+        """`saved` and the batch."""
+        return self.saved(checkpointing) + self.batch
 
 
 def activation_bytes(config: Recipe, device: str = "cuda") -> Activations:
@@ -59,7 +63,10 @@ def activation_bytes(config: Recipe, device: str = "cuda") -> Activations:
         largest = max(largest, sum(own.values()))
         for name, size in own.items():
             kinds[name] = kinds.get(name, 0) + size
-    return Activations(kinds, _ends(config, n), _inputs(model, n), largest)
+    tokens = sum(m.length * m.channels for m in model.modalities)
+    noised = sum(m.length * m.channels for m in model.targets)
+    batch = (tokens + 3 * noised) * FULL
+    return Activations(kinds, _ends(config, n), _inputs(model, n), largest, batch)
 
 
 def _block(model: ModelConfig, block: int, n: Numbers) -> dict[str, int]:

@@ -28,7 +28,7 @@ from selfflow.datasets.text import ENCODER as HASHED
 from selfflow.datasets.text import TextEncoder, save_table, unknown
 from selfflow.datasets.windows import Batch, Mixture, WindowSpec
 from selfflow.worldmodel.checkpoint import FORMAT, last, load
-from selfflow.worldmodel.codecs import make_codec
+from selfflow.worldmodel.codec import make_codec
 from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.latents import LatentStore
 from selfflow.worldmodel.layout import Extra, Layout, Robots, split_frames

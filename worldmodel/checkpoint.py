@@ -130,6 +130,8 @@ def save(
         _write_tensors(draft / "model.safetensors", weights)
         write_json(draft / "config.json", config)
         write_json(draft / "stats.json", statistics)
+        if (run / "text.safetensors").is_file():  # vectors of the data's instructions
+            shutil.copyfile(run / "text.safetensors", draft / "text.safetensors")
         write_json(draft / "train" / "state.json", training.state)
         if final.exists():
             shutil.rmtree(final)

@@ -21,7 +21,7 @@ BACKWARD = 2  # gradients of inputs and of weights: a product each for one of th
 
 @runtime_checkable
 class Recipe(Protocol):
-    """What of worldmodel/train.py's TrainConfig decides the cost."""
+    """What of TrainConfig decides the cost."""
 
     @property
     def transformer(self) -> ModelConfig: ...
@@ -153,9 +153,7 @@ def projector_linears(model: ModelConfig, layers: int, rows: int, aim: int | Non
     return [Linear("projector", 0, i, o, rows) for i, o in pairwise(sizes)]
 
 
-def parameters(
-    model: ModelConfig, projector_layers: int = 2, aim: int | None = None
-) -> Parameters:
+def parameters(model: ModelConfig, projector_layers: int = 2, aim: int | None = None) -> Parameters:
     """Exact counts of train.py's Student."""
     every = list(linears(model))
     sums = {part: sum(x.parameters for x in every if x.part == part) for part in _parts(model)}
@@ -170,9 +168,7 @@ def parameters(
         {m.name: sums[m.name] + embeddings for m in model.modalities},
         sum(x.parameters for x in projector),
         sum(x.parameters for x in every if x.part != "time"),
-        max(
-            sum(x.parameters for x in every if x.block == n) for n in range(1, model.depth + 1)
-        ),
+        max(sum(x.parameters for x in every if x.block == n) for n in range(1, model.depth + 1)),
     )
 
 

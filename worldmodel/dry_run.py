@@ -20,7 +20,7 @@ from selfflow.datasets.source import open_sources
 from selfflow.datasets.synthetic import write_fractal
 from selfflow.datasets.windows import Mixture, WindowSpec
 from selfflow.worldmodel.batches import Reader
-from selfflow.worldmodel.codecs import geometry
+from selfflow.worldmodel.codec import geometry
 from selfflow.worldmodel.cost import length
 from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.loop import generator

@@ -20,7 +20,7 @@ from selfflow.configs.entry import launch
 from selfflow.datasets.source import EpisodeSource, open_sources
 from selfflow.datasets.windows import resize
 from selfflow.worldmodel.batches import user_errors
-from selfflow.worldmodel.codecs import (
+from selfflow.worldmodel.codec import (
     Codec,
     CodecConfig,
     make_codec,
@@ -124,7 +124,7 @@ def encoded(source: EpisodeSource, i: int, codec: Codec, header: Header) -> Iter
         yield codec.encode(torch.from_numpy(frames.reshape(*steps.shape, *frames.shape[1:])))
 
 
-def in_units(size: float) -> str:
+def in_units(size: int) -> str:
     """Bytes as MB or GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 

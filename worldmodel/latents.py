@@ -20,6 +20,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from selfflow.worldmodel.codecs import CodecConfig, resolved, token_shape
+from selfflow.worldmodel.codec import CodecConfig, resolved, token_shape
 from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.video_codec import latent_frames
@@ -61,18 +62,18 @@ class Header:
                 "single frames, every step has its row; leave both at 1"
             )
 
-    @property
+    @cached_property
     def temporal(self) -> int:
         """Frames a latent frame."""
         return resolved(self.codec).temporal
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """Tokens of a latent frame."""
         rows, columns, _ = token_shape(self.codec, self.height, self.width, self.patch)
         return rows * columns
 
-    @property
+    @cached_property
     def row(self) -> tuple[int, int]:
         """L and C of a row."""
         channels = token_shape(self.codec, self.height, self.width, self.patch)[2]
@@ -228,8 +229,8 @@ class LatentStore:
             return rows[start + steps].reshape(-1, self.header.row[1])
         if steps[0] % every:
             raise RunError(
-                f"latents={self.folder}: a clip begins at every {every}th step, "
-                f"none at step {steps[0]} of episode {episode} of {shard.name}"
+                f"latents={self.folder}: clips begin at steps 0, {every}, {2 * every}, ...; "
+                f"there is none at step {steps[0]} of episode {episode} of {shard.name}"
             )
         length = latent_frames(len(steps), self.header.temporal) * self.header.cells
         return rows[start + steps[0] // every, :length]

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from selfflow.worldmodel.codecs import CodecConfig, geometry
+from selfflow.worldmodel.codec import CodecConfig, geometry
 from selfflow.worldmodel.model_config import Modality
 from selfflow.worldmodel.transformer import Tokens
 

@@ -3,6 +3,8 @@
 B batch, L tokens, D width of the student, W width of the teacher; t = 1 noise, t = 0 data.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,8 @@ def losses(
     """
     model, schedule, rows = config.transformer, config.noise, config.aligned
     noised = flow.draw(inputs.tokens, model, schedule, random)
-    valid = flow.dropped(inputs.tokens, inputs.valid, {"text": config.text_dropout}, random)
+    shares = {m.name: config.text_dropout for m in model.conditions if m.name == "text"}
+    valid = flow.dropped(inputs.tokens, inputs.valid, shares, random)
     student_block, teacher_block = config.blocks
     with autocast(config, noised.tau.device):
         aligned = schedule.alignment != "none"
@@ -64,7 +67,7 @@ def losses(
             with torch.no_grad():
                 _, external = average(seen, valid, teacher_block, rows, raw=True)
         if external is not None:
-            real = inputs.all_valid(model)[:, rows]
+            real = replace(inputs, valid=valid).all_valid(model)[:, rows]
             terms["rep"] = flow.representation_loss(feature, external, real)
             terms["cosine"] = 1 - terms["rep"].detach()
             loss = loss + config.gamma * terms["rep"]

@@ -6,6 +6,7 @@ either a World is one process and every method here costs nothing. Rank 0 alone 
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -87,11 +88,6 @@ def place(mode: str, device: str) -> World:
     size, rank, local = _environment()
     if mode == "none" and size > 1:
         raise RunError(f"parallel=none: {size} processes were started; choose ddp or fsdp")
-    if mode in ("ddp", "fsdp") and "MASTER_ADDR" not in os.environ:
-        raise RunError(
-            f"parallel={mode}: start it with torchrun --standalone --nproc-per-node N, or under "
-            "SLURM with hydra/launcher=slurm"
-        )
     if mode == "auto":
         mode = "ddp" if size > 1 else "none"
     return World(_device(device, size, local), rank, size, mode)
@@ -140,10 +136,18 @@ def first_host(nodes: str) -> str:
 
 @contextmanager
 def join(world: World) -> Iterator[World]:
-    """Around everything the processes do together; ranks above 0 print nothing inside."""
+    """Around everything the processes do together; ranks above 0 print nothing inside.
+
+    Raises RunError if nobody has started the processes.
+    """
     if world.mode == "none":
         yield world
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise RunError(
+            f"parallel={world.mode}: start it with torchrun --standalone --nproc-per-node N, or "
+            "under SLURM with hydra/launcher=slurm"
+        )
     cuda = world.device.type == "cuda"
     if cuda:
         torch.cuda.set_device(world.device)
@@ -175,6 +179,8 @@ def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
     Blocks are gathered as `dtype`, one at a time; their gradients are averaged in float32.
     Parameters outside of them (projections, projector) stay float32.
     """
+    # nobody writes in place into what a block returns
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
     # inputs are not cast: the residual stream stays as autocast leaves it
     policy = fsdp.MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)

@@ -34,38 +34,38 @@ class Cluster:
             raise ValueError(f"reserve={self.reserve} in 0 .. 1, mfu={self.mfu} above 0, up to 1")
 
     @property
-    def usable(self) -> float:
+    def usable(self) -> int:
         """Bytes of one GPU."""
-        return self.gpu_memory * 1e9 * (1 - self.reserve)
+        return int(self.gpu_memory * 1e9 * (1 - self.reserve))
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one GPU; fields ending in `_each` are of a sample of its micro-batch."""
 
-    weights: float
-    average: float  # the teacher
-    optimiser: float  # AdamW's two moments
-    gradients: float
-    copies: float  # of the weights in bf16, which autocast keeps until the forward pass is over
-    gathered: float  # FSDP: two blocks and the root whole, a block's gradients
-    activations_each: float
-    working_each: float  # a block brought back, gradients inside it: a guess, one block each
+    weights: int
+    average: int  # the teacher
+    optimiser: int  # AdamW's two moments
+    gradients: int
+    copies: int  # of the weights in bf16, which autocast keeps until the forward pass is over
+    gathered: int  # FSDP: two blocks and the root whole, a block's gradients
+    activations_each: int
+    working_each: int  # a block brought back, gradients inside it: a guess, one block each
     early_gradients: bool  # there before the backward pass: buckets of DDP, earlier micro-batches
 
     @property
-    def fixed(self) -> float:
+    def fixed(self) -> int:
         """Whatever is being done."""
         return self.weights + self.average + self.optimiser + self.gathered
 
-    def peak(self, batch: int) -> float:
+    def peak(self, batch: int) -> int:
         """For a micro-batch: the larger of the backward pass's beginning and end."""
         begin = self.copies + self.early_gradients * self.gradients
         begin += batch * (self.activations_each + self.working_each)
         end = self.gradients + batch * self.working_each
         return self.fixed + max(begin, end)
 
-    def largest(self, usable: float) -> int:
+    def largest(self, usable: int) -> int:
         """The most samples of a micro-batch that fit; 0 if none does."""
         batch = 0
         while self.peak(batch + 1) <= usable and batch < 1 << 16:
@@ -93,7 +93,7 @@ def memory(
     count = parameters(config.transformer, config.projector_layers)
     kept = activation_bytes(config, device)
     share = gpus if mode == "fsdp" else 1
-    whole = count.total * FULL / share
+    whole = -(-count.total * FULL // share)
     cell = HALF if mode == "fsdp" and config.shard_dtype == "bfloat16" else FULL
     root = count.total - count.blocks
     gathered = count.largest_block * (3 * cell + FULL) + root * FULL if mode == "fsdp" else 0
@@ -118,7 +118,7 @@ def speed(config: Recipe, cluster: Cluster, checkpointing: bool) -> Speed:
     seconds = work / (cluster.gpus * cluster.mfu * cluster.peak)
     samples = config.batch / seconds
     tokens = samples * length(config.transformer)
-    return Speed(work, seconds, samples, tokens, config.steps * seconds / 3600)
+    return Speed(float(work), seconds, samples, tokens, config.steps * seconds / 3600)
 
 
 def mode_of(config: Recipe, gpus: int) -> str:
@@ -157,8 +157,9 @@ def summary(config: Recipe, cluster: Cluster) -> list[str]:
     ]
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f}" if size < 100e9 else f"{size / 1e9:.0f}"
+def _gb(size: int) -> str:
+    digits = 2 if size < 1e9 else 1 if size < 100e9 else 0
+    return f"{size / 1e9:.{digits}f}"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -195,6 +196,7 @@ def _activations(config: Recipe) -> Table:
     table = _table("Activations of one sample kept for the backward pass, MB", "of", "MB")
     for name, size in (kept.blocks | kept.ends).items():
         table.add_row(name, f"{size / 1e6:,.1f}")
+    table.add_row("the batch: clean, noised, velocity", f"{kept.batch / 1e6:,.1f}")
     table.add_row("all", f"{kept.total(False) / 1e6:,.1f}")
     table.add_row("with checkpointing: blocks' inputs", f"{kept.inputs / 1e6:,.1f}")
     table.add_row("with checkpointing: all", f"{kept.total(True) / 1e6:,.1f}")
@@ -211,7 +213,7 @@ def _memory(config: Recipe, cluster: Cluster) -> Table:
         for checkpointing in (False, True)
     }
 
-    def row(name: str, sizes: list[float]) -> None:
+    def row(name: str, sizes: list[int]) -> None:
         table.add_row(name, *(_gb(size) for size in sizes))
 
     row("weights, fp32", [m.weights for m in made[False]])

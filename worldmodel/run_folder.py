@@ -169,7 +169,7 @@ class Run:
             checkpoint.write_json(self.path / "config.json", _identity(config))
             (self.path / "checkpoints").mkdir(exist_ok=True)
             checkpoint.prune(self.path, config.keep)
-        self.interrupted, self._late = False, False
+        self.interrupted = self._queue_again = self._late = False
         self._saved_at = self._started = time.monotonic()
         self._saved_step = state.step if self.resumed else -1
         self._thread, self._saving = thread, None
@@ -179,7 +179,10 @@ class Run:
     def batches(self, source: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """(step, batch) until the run is over; measures the wait for data."""
         iterator = iter(source)
-        before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        stops = [signal.SIGINT, signal.SIGTERM]
+        if callable(signal.getsignal(signal.SIGUSR2)):
+            stops.append(signal.SIGUSR2)
+        before = {number: signal.signal(number, self._interrupt) for number in stops}
         try:
             if self.world.main:
                 self._trackers = self._open_trackers()
@@ -247,14 +250,20 @@ class Run:
         self._saved_at, self._saved_step, self._late = time.monotonic(), self.state.step, False
 
     def finish(self) -> None:
-        """Says where things lie; raises KeyboardInterrupt if the run was stopped by a signal."""
+        """Says where things lie; raises KeyboardInterrupt if the run was stopped by a signal.
+
+        Where submitit says by SIGUSR2 that a SLURM job's time is over, its own handler comes after
+        the save: it queues the job again.
+        """
         self._wait()
         skipped = f", {self.state.skipped} skipped" if self.state.skipped else ""
         print(
             f"step {self.state.step} of {self.config.steps}, {self.state.samples} samples{skipped}"
         )
         print(f"checkpoint: {checkpoint.last(self.path)}\nlog: {self.path / 'log.jsonl'}")
-        if self.interrupted:
+        if self._queue_again:
+            signal.raise_signal(signal.SIGUSR2)
+        elif self.interrupted:
             raise KeyboardInterrupt
 
     def _copied(self, training: checkpoint.Training) -> checkpoint.Training:
@@ -281,13 +290,14 @@ class Run:
         now = time.monotonic()
         out_of_time = 0 < self.config.minutes < (now - self._started) / 60
         late = (now - self._saved_at) / 60 > self.config.save_minutes
-        self.interrupted, out_of_time, self._late = self.world.any(
-            self.interrupted, out_of_time, late
+        self.interrupted, self._queue_again, out_of_time, self._late = self.world.any(
+            self.interrupted, self._queue_again, out_of_time, late
         )
         return self.interrupted or out_of_time
 
     def _interrupt(self, number: int, frame: Any) -> None:
         self.interrupted = True
+        self._queue_again |= number == signal.SIGUSR2
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
 
     def _early(self, step: int) -> bool:

@@ -2,7 +2,7 @@
 
 A codec turns frames into a grid of latent cells, `patch` x `patch` cells of which make a token.
 Tokens go latent frame by latent frame, row by row, column by column; inside a token the order is
-(row in patch, column in patch, channel). Codecs with weights: codecs.py.
+(row in patch, column in patch, channel). Codecs with weights: codec.py.
 
 B batch, T frames, L tokens, C channels of a token.
 """

@@ -13,7 +13,7 @@ import torch
 from selfflow.datasets.video import VideoClip
 from selfflow.datasets.windows import resize
 from selfflow.worldmodel import taef2
-from selfflow.worldmodel.codecs import (
+from selfflow.worldmodel.codec import (
     KINDS,
     AutoencoderCodec,
     CodecConfig,

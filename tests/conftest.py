@@ -1,0 +1,40 @@
+"""What several test files start from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of 12 steps with random signals."""
+    folder = tmp_path_factory.mktemp("data") / "store"
+    rng = np.random.default_rng(0)
+    n = 12
+    with StoreWriter(
+        folder, "000", StoreHeader("google_robot", "open_top_drawer", ("overhead_camera",), "fake")
+    ) as writer:
+        for seed in range(2):
+            images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+            actions = rng.uniform(0, 0.1, (n, 7)).astype(np.float32)
+            proprio = rng.uniform(0, 1, (n, 8)).astype(np.float32)
+            proprio[:, 3:7] /= np.linalg.norm(proprio[:, 3:7], axis=1, keepdims=True)
+            writer.append(
+                EpisodeRecord(
+                    images={"overhead_camera": list(images)},
+                    proprio=proprio,
+                    actions=actions,
+                    executed=actions,
+                    terminate=np.arange(n) == n - 1,
+                    instruction=["open top drawer"] * n,
+                    seed=seed,
+                    success=True,
+                    privileged={"drawers": np.zeros((n, 3))},
+                    draws={},
+                    meta={},
+                )
+            )
+    return folder

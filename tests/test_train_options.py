@@ -1,0 +1,134 @@
+"""What pretraining can be told: more modalities, teachers, texts, other weights; and a dry run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfflow.configs.entry import compose
+from selfflow.datasets.source import open_sources
+from selfflow.datasets.spec import UserError
+from selfflow.datasets.text import TableEncoder
+from selfflow.datasets.windows import Mixture
+from selfflow.worldmodel import batches, checkpoint, train
+from selfflow.worldmodel.batches import Inputs
+from selfflow.worldmodel.layout import Extra, Layout
+from selfflow.worldmodel.train_config import ModelSize, TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(store: Path, out: Path, **changes: object) -> TrainConfig:
+    """Two steps of a small model."""
+    plain = TrainConfig(
+        data=[str(store)],
+        out=str(out),
+        steps=2,
+        batch=4,
+        precision="fp32",
+        threads=1,
+        model=ModelSize(hidden=32, depth=4, heads=2, mlp_ratio=2.0),
+        layout=Layout(32, 32, 16, chunk=4, stride=2),
+    )
+    return replace(plain, **changes)
+
+
+def read(config: TrainConfig, size: int) -> Inputs:
+    """One batch of the config's data as tokens, without statistics."""
+    sources, weights = open_sources(config.sources)
+    batch = Mixture(sources, weights, train.request(config), 0).batch(0, size)
+    codec = batches.codec_of(config.layout)
+    return train.read_with(config, sources, {}, codec, None).tokens(batch)
+
+
+def log(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_batch_is_split_in_order(store: Path) -> None:
+    config = tiny(store, Path("unused"))
+    sources, weights = open_sources(config.sources)
+    whole = Mixture(sources, weights, train.request(config), 0).batch(0, 6)
+    parts = batches.split(whole, 3)
+    assert [i for part in parts for i in part.ids] == whole.ids
+    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+
+
+def test_a_config_adds_a_modality_that_the_data_measure(store: Path, tmp_path: Path) -> None:
+    added = {"opening": Extra(key="drawers", channels=3, length=5, mask_ratio=0.2, weight=0.5)}
+    config = tiny(store, tmp_path, extra=added)
+    inputs = read(config, 64)
+    assert inputs.tokens["opening"].shape == (64, 5, 3)
+    assert not inputs.valid["opening"].all()  # windows that run over the episode's end
+    train.main(config)
+    rows = log(tmp_path)
+    assert all(np.isfinite(row["opening"]) for row in rows)
+    total = rows[0]["video"] + rows[0]["action"] + 0.5 * rows[0]["opening"] + 0.8 * rows[0]["rep"]
+    assert rows[0]["loss"] == pytest.approx(total, rel=1e-5)
+    wrong = replace(config, extra={"opening": replace(added["opening"], channels=2)})
+    with pytest.raises(UserError, match="measures 3 values of drawers a step, not 2"):
+        read(wrong, 1)
+
+
+def test_repa_aligns_with_a_frozen_encoder_of_the_clean_frames(store: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**size, intermediate_size=16, image_size=32, patch_size=8)
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    processor = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"height": 32, "width": 32},
+    }
+    processor |= {"image_processor_type": "ViTImageProcessor"}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    made = tiny(store, tmp_path / "out", objective="repa", teacher=str(tmp_path / "vit"))
+    train.main(made)
+    assert all(np.isfinite(row["rep"]) for row in log(tmp_path / "out"))
+    with pytest.raises(ValueError, match="external teacher goes with objective=repa"):
+        replace(made, objective="vanilla")
+
+
+def test_a_run_starts_from_another_runs_weights(store: Path, tmp_path: Path) -> None:
+    train.main(tiny(store, tmp_path / "first"))
+    given = checkpoint.load(tmp_path / "first").part("backbone")
+    config = tiny(store, tmp_path / "second", init=str(tmp_path / "first"), objective="vanilla")
+    train.check(config)
+    student, _ = train.build(config, torch.device("cpu"))
+    assert all(torch.equal(v, given[k]) for k, v in student.backbone.state_dict().items())
+    wide = replace(config, model=ModelSize(48, 4, 2, 2.0))
+    with pytest.raises(UserError, match="hidden=32"), batches.user_errors():
+        train.build(wide, torch.device("cpu"))
+
+
+def test_a_checkpoint_carries_the_vectors_of_its_instructions(store: Path, tmp_path: Path) -> None:
+    config = tiny(store, tmp_path, text="table")
+    train.main(config)
+    kept = checkpoint.load(tmp_path)
+    assert kept.config["text_encoder"] == "minilm384"
+    assert (kept.path / "text.safetensors").is_file()
+    before = TableEncoder.load(kept.path / "text.safetensors")
+    assert np.abs(before.embed(["open top drawer"])).max() > 0
+    with pytest.raises(UserError, match=r"not in the table.*selfflow\[text\]"):
+        before.embed(["dance the tango"])
+
+
+def test_a_dry_run_of_the_large_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    config = compose(TrainConfig, "train", ["experiment=rt1_675m", "dry_run=true"])
+    train.check(config)
+    train.main(config)
+    said = capsys.readouterr().out
+    assert "tokens per sample: 4489" in said
+    assert "674.3 M parameters" in said
+    assert "hours" in said
+    assert not Path(config.out).exists()
