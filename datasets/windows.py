@@ -2,7 +2,7 @@
 
     B batch, F frames of a window, K actions of a chunk, T observation steps of an episode
 
-A batch depends on (seed, step, rank) and the data alone: nothing is carried from one to the next.
+A batch depends on (seed, step) and the data alone: nothing is carried from one to the next.
 So the sampler's position *is* the training step, and resuming at step n needs no saved state.
 
 Padding at the borders of an episode, for a sample at step t:
@@ -116,11 +116,20 @@ class Mixture:
         self._episode = lru_cache(EPISODES_KEPT)(self._load)
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
-        """The `size` samples that this rank of `world` trains on at this step."""
+        """The `size` samples that this rank of `world` trains on at this step.
+
+        All ranks draw the same size x world samples and load their own part of them, so that a run
+        sees the same data whatever number of processes it has.
+        """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
-        rng = np.random.default_rng([self.seed, step, rank])
-        samples = [self._sample(rng) for _ in range(size)]
+        rng = np.random.default_rng([self.seed, step, 0])
+        limit = self.spec.shift
+        drawn = [
+            (self._draw(rng), rng.integers(-limit, limit + 1, 2).tolist())
+            for _ in range(size * world)
+        ]
+        samples = [self._sample(*one) for one in drawn[rank * size : (rank + 1) * size]]
         return Batch(*(_joined(column) for column in zip(*samples, strict=True)))
 
     def _load(self, source: int, episode: int) -> "_Episode":
@@ -144,18 +153,17 @@ class Mixture:
             f"({TRIES} steps tried); leave it out here, or pretrain on it"
         )
 
-    def _sample(self, rng: np.random.Generator) -> tuple:
+    def _sample(self, drawn: tuple[int, int, int], shift: list[int]) -> tuple:
         """One sample, in the order of Batch's fields."""
-        number, index, t = self._draw(rng)
+        number, index, t = drawn
         source, episode, spec = self.sources[number], self._episode(number, index), self.spec
         wanted = t + np.array(spec.frames)
         steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
         images = self._images(source, index, steps.tolist())
-        dy, dx = rng.integers(-spec.shift, spec.shift + 1, 2)
         signals = episode.signals
         extra = {k: _rows(source, index, t, k, *shape) for k, shape in spec.extra.items()}
         return (
-            shifted(images, int(dy), int(dx))[inverse],
+            shifted(images, *shift)[inverse],
             (wanted >= 0) & (wanted < episode.steps),
             signals.proprio[t],
             signals.proprio_valid[t],

@@ -16,8 +16,8 @@ from selfflow.worldmodel.batches import Inputs
 from selfflow.worldmodel.cost import flops, forward_flops, length, linears, parameters, step_flops
 from selfflow.worldmodel.estimate import EstimateConfig
 from selfflow.worldmodel.layout import Layout
-from selfflow.worldmodel.plan import Cluster, memory, speed
 from selfflow.worldmodel.objective import Student, losses
+from selfflow.worldmodel.plan import Cluster, memory, speed
 from selfflow.worldmodel.train_config import ModelSize, TrainConfig
 
 SIZES = {"tiny": None, "small": None, "base": None, "selfflow_675m": 675e6, "selfflow_625m": 625e6}

@@ -137,16 +137,8 @@ def imagine_config(runs: list[Path], store: EpisodeStore) -> ImagineConfig:
 
 @pytest.fixture(scope="module")
 def world_config(runs: list[Path], store: EpisodeStore) -> WorldModelConfig:
-    small = [
-        "starts=2",
-        "horizon=2",
-        "steps=2",
-        "frames=3",
-        "folds=3",
-        "bootstrap=30",
-        "threads=1",
-        "taus=[0.1]",
-    ]
+    small = ["starts=2", "horizon=2", "steps=2", "frames=3", "folds=3", "bootstrap=30"]
+    small += ["threads=1", "taus=[0.1]"]
     overrides = [f"checkpoint=[{runs[0]},{runs[1]}]", f"data=[{store.folder}]"]
     return compose(WorldModelConfig, "world_model", [*overrides, *small])
 

@@ -123,6 +123,16 @@ def test_a_checkpoint_carries_the_vectors_of_its_instructions(store: Path, tmp_p
         before.embed(["dance the tango"])
 
 
+def test_a_run_of_before_text_dropout_had_none(store: Path, tmp_path: Path) -> None:
+    config = tiny(store, tmp_path, steps=1)
+    train.main(config)
+    path = tmp_path / "config.json"
+    values = checkpoint.read_json(path)
+    checkpoint.write_json(path, {k: v for k, v in values.items() if k != "text_dropout"})
+    with pytest.raises(UserError, match=r"text_dropout \(was 0\.0, now 0\.1\)"):
+        train.check(replace(config, steps=2))
+
+
 def test_a_dry_run_of_the_large_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     config = compose(TrainConfig, "train", ["experiment=rt1_675m", "dry_run=true"])
     train.check(config)

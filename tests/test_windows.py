@@ -163,6 +163,10 @@ def test_a_batch_depends_on_seed_step_and_rank_alone() -> None:
         for rank in (0, 1)
     }
     assert len(ids) == 8
+    whole = used.batch(5, 8)
+    halves = [used.batch(5, 4, rank, 2) for rank in (0, 1)]  # what two processes train on
+    assert [i for half in halves for i in half.ids] == whole.ids
+    assert np.array_equal(np.concatenate([half.frames for half in halves]), whole.frames)
     with pytest.raises(ValueError, match="rank"):
         used.batch(0, 1, rank=2, world=2)
 

@@ -11,9 +11,10 @@ D width, M hidden width of the MLP, H heads, L tokens, S tokens attended to, C c
 
 from dataclasses import dataclass
 
-from selfflow.worldmodel.cost import Recipe, aligned_tokens, length, passes
+from selfflow.worldmodel.cost import aligned_tokens, length, passes
 from selfflow.worldmodel.layers import SHORT
 from selfflow.worldmodel.model_config import ModelConfig
+from selfflow.worldmodel.train_config import TrainConfig
 
 FULL = 4  # bytes of an fp32 number
 
@@ -53,7 +54,7 @@ class Activations:
         return self.saved(checkpointing) + self.batch
 
 
-def activation_bytes(config: Recipe, device: str = "cuda") -> Activations:
+def activation_bytes(config: TrainConfig, device: str = "cuda") -> Activations:
     """Of one sample in this run."""
     model, n = config.transformer, numbers(config.precision, device)
     kinds: dict[str, int] = {}
@@ -140,7 +141,7 @@ def _inputs(model: ModelConfig, n: Numbers) -> int:
     return streams + model.prefix_length * stored * n.low
 
 
-def _ends(config: Recipe, n: Numbers, aim: int | None = None) -> dict[str, int]:
+def _ends(config: TrainConfig, n: Numbers, aim: int | None = None) -> dict[str, int]:
     """Before and behind the blocks."""
     model, targets = config.transformer, config.transformer.target_length
     width, aligned = model.hidden, aligned_tokens(config)

@@ -1,52 +1,20 @@
 """What a model costs to run, as arithmetic: its parameters and its FLOPs.
 
-D width, M hidden width of the MLP, L tokens, G noise groups, C channels, P condition tokens, N tokens
-that take the representation loss. FLOPs are of one sample, and of matrix products only, 2 a
-multiply-add, as torch.utils.flop_counter counts them. tests/test_estimate.py holds every figure
-against the module itself at small sizes.
+FLOPs are of one sample, and of matrix products only, 2 a multiply-add, as torch.utils.flop_counter
+counts them. tests/test_estimate.py holds every figure against the module itself.
+D width, L tokens, N tokens that take the representation loss.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
 
-from selfflow.worldmodel.flow import Schedule
 from selfflow.worldmodel.layers import FREQUENCIES
 from selfflow.worldmodel.model_config import ModelConfig
+from selfflow.worldmodel.train_config import TrainConfig
 
 STUDENT_GROUPS, TEACHER_GROUPS = 3, 2  # (conditions, t, s) and (conditions, min(t, s))
 BACKWARD = 2  # gradients of inputs and of weights: a product each for one of the forward pass
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """What of TrainConfig decides the cost."""
-
-    @property
-    def transformer(self) -> ModelConfig: ...
-    @property
-    def noise(self) -> Schedule: ...
-    @property
-    def blocks(self) -> tuple[int, int]: ...
-    @property
-    def aligned(self) -> slice: ...
-    @property
-    def projector_layers(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def shard_dtype(self) -> str: ...
-    @property
-    def parallel(self) -> str: ...
-    @property
-    def activation_checkpointing(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -204,14 +172,14 @@ def _spreading(model: ModelConfig, groups: int | None, last: int) -> int:
     return 2 * groups * model.hidden * (blocks * length(model) + final)
 
 
-def aligned_tokens(config: Recipe) -> int:
+def aligned_tokens(config: TrainConfig) -> int:
     """N: how many tokens of a sample take the representation loss; 0 without one."""
     if config.noise.alignment == "none":
         return 0
     return len(range(length(config.transformer))[config.aligned])
 
 
-def flops(config: Recipe, aim: int | None = None) -> Flops:
+def flops(config: TrainConfig, aim: int | None = None) -> Flops:
     """What one sample costs in this run; aim is an external teacher's width."""
     model = config.transformer
     groups = None if config.noise.times == "own" else STUDENT_GROUPS
@@ -226,6 +194,6 @@ def flops(config: Recipe, aim: int | None = None) -> Flops:
     )
 
 
-def step_flops(config: Recipe) -> float:
+def step_flops(config: TrainConfig) -> float:
     """Of one step of the whole batch, all processes together: what MFU is measured by."""
     return float(flops(config).training * config.batch)

@@ -102,7 +102,7 @@ def rehearse(config: TrainConfig, spec: WindowSpec, reading: Reading) -> None:
     _one_step(config, inputs.to(torch.device("meta")))
     for gpus in GPUS:
         batch_size = config.batch if config.batch % gpus == 0 else gpus
-        report(replace(config, batch=batch_size), Cluster(gpus=gpus))
+        report(replace(config, batch=batch_size), Cluster(gpus=gpus, mfu=config.mfu))
 
 
 def _one_step(config: TrainConfig, inputs: Any) -> None:

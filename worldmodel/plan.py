@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from selfflow.worldmodel.activations import activation_bytes
-from selfflow.worldmodel.cost import Recipe, flops, length, parameters
+from selfflow.worldmodel.cost import flops, length, parameters
+from selfflow.worldmodel.train_config import TrainConfig
 
 FULL, HALF = 4, 2  # bytes of a number in fp32 and bf16
 MODES = ("none", "ddp", "fsdp")
@@ -48,7 +49,7 @@ class Memory:
     optimiser: int  # AdamW's two moments
     gradients: int
     copies: int  # of the weights in bf16, which autocast keeps until the forward pass is over
-    gathered: int  # FSDP: two blocks and the root whole, a block's gradients
+    gathered: int  # FSDP: two blocks and the root, gradients of a block, or of all if accumulated
     activations_each: int
     working_each: int  # a block brought back, gradients inside it: a guess, one block each
     early_gradients: bool  # there before the backward pass: buckets of DDP, earlier micro-batches
@@ -85,7 +86,7 @@ class Speed:
 
 
 def memory(
-    config: Recipe, gpus: int, mode: str, checkpointing: bool, device: str = "cuda"
+    config: TrainConfig, gpus: int, mode: str, checkpointing: bool, device: str = "cuda"
 ) -> Memory:
     """What lies on one of so many GPUs. mode: none, ddp, fsdp."""
     if mode not in MODES:
@@ -96,7 +97,11 @@ def memory(
     whole = -(-count.total * FULL // share)
     cell = HALF if mode == "fsdp" and config.shard_dtype == "bfloat16" else FULL
     root = count.total - count.blocks
-    gathered = count.largest_block * (3 * cell + FULL) + root * FULL if mode == "fsdp" else 0
+    gathered = 0
+    if mode == "fsdp":
+        gathered = count.largest_block * (3 * cell + FULL) + root * FULL
+        # until the last micro-batch nothing is averaged, so gradients lie there whole
+        gathered += count.total * FULL if config.accumulate > 1 else 0
     copied = config.precision == "bf16" and cell == FULL
     return Memory(
         weights=whole,
@@ -111,7 +116,7 @@ def memory(
     )
 
 
-def speed(config: Recipe, cluster: Cluster, checkpointing: bool) -> Speed:
+def speed(config: TrainConfig, cluster: Cluster, checkpointing: bool) -> Speed:
     """Of the config's batch and steps."""
     cost = flops(config)
     work = config.batch * (cost.training + (cost.blocks if checkpointing else 0))
@@ -121,14 +126,14 @@ def speed(config: Recipe, cluster: Cluster, checkpointing: bool) -> Speed:
     return Speed(float(work), seconds, samples, tokens, config.steps * seconds / 3600)
 
 
-def mode_of(config: Recipe, gpus: int) -> str:
+def mode_of(config: TrainConfig, gpus: int) -> str:
     """The config's `parallel`, with auto and a single GPU resolved."""
     if gpus == 1:
         return "none"
     return "ddp" if config.parallel == "auto" else config.parallel
 
 
-def report(config: Recipe, cluster: Cluster, console: Console | None = None) -> None:
+def report(config: TrainConfig, cluster: Cluster, console: Console | None = None) -> None:
     """Prints the tables, then the plan of this config in plain lines."""
     console = console or Console()
     for table in (_cost(config), _activations(config), _memory(config, cluster)):
@@ -137,7 +142,7 @@ def report(config: Recipe, cluster: Cluster, console: Console | None = None) -> 
         print(line)
 
 
-def summary(config: Recipe, cluster: Cluster) -> list[str]:
+def summary(config: TrainConfig, cluster: Cluster) -> list[str]:
     """The plan of this config, a line each; all of it is estimated."""
     mode, checkpointing = mode_of(config, cluster.gpus), config.activation_checkpointing
     each = -(-config.batch // (cluster.gpus * config.accumulate))
@@ -169,7 +174,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _cost(config: Recipe) -> Table:
+def _cost(config: TrainConfig) -> Table:
     count, cost = parameters(config.transformer, config.projector_layers), flops(config)
     table = _table("Parameters, and FLOPs of one sample", "part", "parameters", "FLOPs", "a token")
     tokens = length(config.transformer)
@@ -191,7 +196,7 @@ def _cost(config: Recipe) -> Table:
     return table
 
 
-def _activations(config: Recipe) -> Table:
+def _activations(config: TrainConfig) -> Table:
     kept = activation_bytes(config)
     table = _table("Activations of one sample kept for the backward pass, MB", "of", "MB")
     for name, size in (kept.blocks | kept.ends).items():
@@ -204,7 +209,7 @@ def _activations(config: Recipe) -> Table:
     return table
 
 
-def _memory(config: Recipe, cluster: Cluster) -> Table:
+def _memory(config: TrainConfig, cluster: Cluster) -> Table:
     each = -(-config.batch // (cluster.gpus * config.accumulate))
     title = f"Memory of one of {cluster.gpus} GPUs, GB ({_gb(cluster.usable)} usable)"
     table = _table(title, "", *MODES)

@@ -27,8 +27,10 @@ Amounts = dict[str, list[int]]  # source name -> [episodes, steps]
 FREE = {
     *("steps", "minutes", "threads", "save_every", "save_minutes", "save_async", "keep", "out"),
     *("log", "log_every", "peak_flops", "accumulate", "compile", "activation_checkpointing"),
-    *("parallel", "shard_dtype"),
+    *("parallel", "shard_dtype", "dry_run", "mfu"),
 }
+# keys that came after some runs had begun, where those did otherwise than the default now says
+BEFORE = {"text_dropout": 0.0}
 SATURATED = 0.9  # cosine that is suspicious before EARLY of the run
 EARLY = 0.05
 
@@ -65,7 +67,7 @@ def check_run(config: LoopConfig) -> None:
     if "lr" not in old:
         raise RunError(f"{path} is not a training run's; choose another out")
     new = _identity(config)
-    # a key that came after the run began counts as its default
+    # a key that came after the run began counts as what it did
     old = _completed(old, _identity(replace(type(config)(), data=config.data)))
     differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if saved and differ:
@@ -133,8 +135,9 @@ def _identity(config: LoopConfig) -> dict[str, Any]:
 
 
 def _completed(old: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """`old` without what may differ, and with the defaults of what it does not have."""
-    filled = default | {k: v for k, v in old.items() if k not in FREE}
+    """`old` without what may differ, and with what was done before of what it does not have."""
+    filled = default | {k: v for k, v in BEFORE.items() if k in default}
+    filled |= {k: v for k, v in old.items() if k not in FREE}
     for key, value in filled.items():
         if isinstance(value, dict) and isinstance(default.get(key), dict):
             filled[key] = default[key] | value

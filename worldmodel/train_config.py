@@ -54,6 +54,7 @@ class TrainConfig(LoopConfig):
     projector_layers: int = 2
     rep_tokens: str = "target"
     dry_run: bool = False
+    mfu: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
