@@ -137,7 +137,7 @@ def draw(config: SampleConfig) -> None:
         return
     model, image = open_model(config.checkpoint, config.place)
     decode = decoder(config, image)
-    label = labels(config, image["classes"] - 1)
+    label = labels(config, image["classes"])
     parts = out / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", config.identity())
@@ -167,8 +167,9 @@ def open_model(checkpoint: str, device: torch.device) -> tuple[VideoActionTransf
     return model.eval().requires_grad_(False).to(device), image
 
 
-def labels(config: SampleConfig, classes: int) -> Int[np.ndarray, "N"]:
-    """The class of every image."""
+def labels(config: SampleConfig, rows: int) -> Int[np.ndarray, "N"]:
+    """The class of every image; the label table's last row is "no label"."""
+    classes = rows - 1
     if config.classes == "balanced":
         return np.arange(config.samples) % classes
     return np.random.default_rng(config.seed).integers(0, classes, config.samples)

@@ -145,7 +145,7 @@ def test_an_autoencoder_decodes(checkpoint, tmp_path):
 
 def test_labels():
     def of(classes, samples=1000):
-        return labels(settings("x", "y", f"classes={classes}", f"samples={samples}"), 5)
+        return labels(settings("x", "y", f"classes={classes}", f"samples={samples}"), 6)
 
     assert of("balanced", 7).tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert set(of("random")) == set(range(5))  # never the sixth, which is "no label"
@@ -163,6 +163,7 @@ def test_a_run_is_resumed_and_leaves_what_adm_reads(checkpoint, tmp_path, capsys
     with np.load(tmp_path / "whole" / "samples.npz", allow_pickle=False) as file:
         images, classes = file["arr_0"], file["arr_1"]
     assert (images.shape, images.dtype, classes.shape) == ((10, 8, 8, 3), np.uint8, (10,))
+    assert (classes == labels(whole, SIZES.classes)).all()
     assert "fid_random: " in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "whole").iterdir()} == {
         "config.json", "samples.npz", "sheet.png", "summary.json",

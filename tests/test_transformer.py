@@ -361,3 +361,26 @@ def test_the_large_models_take_a_step(name: str) -> None:
     torch.optim.SGD(m.parameters(), 1e-3).step()
     with torch.no_grad():
         assert loss() < before
+
+
+@both_attentions
+def test_velocity_follows_from_predicted_data_at_each_tokens_own_time(attention: str) -> None:
+    """x_t = x0 + t v, so v = (x_t - x0) / t, with t held above 0.05; actions stay as they were."""
+    tokens, tau, group = inputs()
+    tau[0, 1] = 0.01
+    plain = model(attention)
+    asked = tuple(replace(m, answer="data") if m.name == "video" else m for m in MODALITIES)
+    told = model(attention, modalities=asked)
+    count = config().prefix_length
+    times = tau.gather(1, group)[:, count : count + 6, None]
+    x0, velocity = plain(tokens, tau, group), told(tokens, tau, group)
+    assert torch.allclose(velocity["video"], (tokens["video"] - x0["video"]) / times.clamp(min=0.05))
+    assert torch.equal(velocity["action"], x0["action"])
+    one_time = told(tokens, tau[:, 1:2])  # one for all tokens
+    x0 = plain(tokens, tau[:, 1:2])["video"]
+    t = tau[:, 1, None, None].clamp(min=0.05)
+    assert torch.allclose(one_time["video"], (tokens["video"] - x0) / t)
+    if attention == "prefix":
+        kept = told.prefix(tokens, tau[:, 0])
+        targets = {k: tokens[k] for k in ("video", "action")}
+        assert close(told.decode(targets, tau, group[:, count:], kept), velocity)

@@ -43,6 +43,7 @@ class Weighting:
     action_mask: float = 0.1
     video: float = 1.0
     action: float = 1.0
+    video_answer: str = "velocity"  # or data: what the video's output layer predicts
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Layout:
         ]
         if self.future:
             grid = self.grid(len(self.frame_offsets) - self.first_target)
-            start = clock(1.0 if temporal == 1 else 0.0, 1.0)
+            start = clock(1.0 if temporal == 1 else 0.0, 1.0) | {"answer": w.video_answer}
             made.append(_target("video", self.channels, grid, w.video_mask, w.video, start))
         steps = (self.chunk, 1, 1)
         made.append(_target("action", ACTION_CHANNELS, steps, w.action_mask, w.action, per_step))

@@ -6,6 +6,7 @@ from typing import Any
 FAMILIES = ("sit", "flux")  # adaLN-Zero blocks; double and single blocks (flux_blocks.py)
 POSITIONS = ("sincos3d", "sincos2d", "rope")  # two codes added to the tokens, one turns q and k
 STREAMS = ("text", "main")
+ANSWERS = ("velocity", "data")
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Modality:
     weight: float = 1.0  # of this modality in the loss
     stream: str = "main"  # or "text": which weights of a flux double block; text comes first
     clock: tuple[float, float] = (0.0, 1.0)  # frame i lies at time start + i · step
+    answer: str = "velocity"  # of a target's output layer; or "data", from which velocity follows
 
     def __post_init__(self) -> None:
         frames, rows, columns = self.grid
         if self.stream not in STREAMS:
             raise ValueError(f"{self.name}: stream={self.stream}; choose {' or '.join(STREAMS)}")
+        if self.answer not in ANSWERS:
+            raise ValueError(f"{self.name}: answer={self.answer}; choose {' or '.join(ANSWERS)}")
         if self.role not in ("condition", "target"):
             raise ValueError(f"{self.name}: role={self.role}; choose condition or target")
         if self.channels < 1 or self.length < 1 or frames * rows * columns != self.length:

@@ -47,6 +47,7 @@ class TrainConfig(LoopConfig):
     action_mask: float = 0.1
     video_weight: float = 1.0
     action_weight: float = 1.0
+    video_answer: str = "auto"
     gamma: float = 0.8
     student_at: float = 0.3
     teacher_at: float = 0.7
@@ -90,8 +91,11 @@ class TrainConfig(LoopConfig):
     @cached_property
     def transformer(self) -> ModelConfig:
         """The model's full description."""
+        answer = self.video_answer
+        if answer == "auto":  # noise of more dimensions than the model is wide cannot be told
+            answer = "data" if self.layout.channels > self.model.hidden else "velocity"
         weighting = Weighting(
-            self.video_mask, self.action_mask, self.video_weight, self.action_weight
+            self.video_mask, self.action_mask, self.video_weight, self.action_weight, answer
         )
         modalities = self.layout.modalities(
             weighting, (1, TEXT_CHANNELS[self.text]), self.extra, self.model.positions == "rope"

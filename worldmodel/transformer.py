@@ -36,6 +36,8 @@ from selfflow.worldmodel.model_config import Modality, ModelConfig
 
 BLOCKS = {"sit": sit_blocks, "flux": flux_blocks}  # by family
 
+LEAST_TIME = 0.05  # by which at least the error of predicted data is divided
+
 Tokens = dict[str, Tensor]  # modality name -> (B, L_m, C_m)
 Valid = dict[str, Tensor] | None  # modality name -> bool (B, L_m); a missing name means all valid
 
@@ -135,7 +137,10 @@ class VideoActionTransformer(nn.Module):
                 feature = torch.cat(streams, 1)
         first = self.config.prefix_length
         targets = streams[-1][:, -self.config.target_length :]
-        return self._velocity(targets, signal.cut(first)), feature
+        time = tau if group is None else tau.gather(1, group)
+        return self._velocity(
+            targets, signal.cut(first), tokens, time[:, -targets.shape[1] :]
+        ), feature
 
     def features(
         self,
@@ -193,7 +198,7 @@ class VideoActionTransformer(nn.Module):
         x, context = self._enter(self.config.targets, tokens, valid, self.shared(signal))
         for layer, memory in zip(self.blocks, prefix.keys_values, strict=True):
             x, _ = self._run(layer, x, context, memory)
-        return self._velocity(x, signal)
+        return self._velocity(x, signal, tokens, tau if group is None else tau.gather(1, group))
 
     def _trunk(self, tokens: Tokens, signal: Signal, valid: Valid) -> Iterator[list[Tensor]]:
         """The streams after each block.
@@ -248,11 +253,18 @@ class VideoActionTransformer(nn.Module):
         text = sum(m.length for m in part if m.stream == "text")
         return x, Context(signal, torch.cat(ropes) if ropes else None, text)
 
-    def _velocity(self, x: Tensor, signal: Signal) -> Tokens:
+    def _velocity(self, x: Tensor, signal: Signal, tokens: Tokens, time: Tensor) -> Tokens:
+        """From the last block; `time` is (B, L) of the targets, or (B, 1)."""
         x = modulate(x, *signal.through(self.final).chunk(2, -1))
-        targets = self.config.targets
-        parts = x.split([m.length for m in targets], 1)
-        return {m.name: self.outputs[m.name](part) for m, part in zip(targets, parts, strict=True)}
+        lengths = [m.length for m in self.config.targets]
+        times = time.expand(-1, sum(lengths)).split(lengths, 1)
+        velocity = {}
+        for m, part, t in zip(self.config.targets, x.split(lengths, 1), times, strict=True):
+            answer = self.outputs[m.name](part)
+            if m.answer == "data":  # x_t = x0 + t v
+                answer = (tokens[m.name] - answer) / t[..., None].clamp(min=LEAST_TIME)
+            velocity[m.name] = answer
+        return velocity
 
     def _checked(self, block: int) -> int:
         if not 1 <= block <= self.config.depth:
