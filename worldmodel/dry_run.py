@@ -110,7 +110,7 @@ def _one_step(config: TrainConfig, inputs: Any) -> None:
     with torch.device("meta"):
         student = Student(config.transformer, layers=config.projector_layers)
         average = Student(config.transformer, layers=config.projector_layers)
-    plain = replace(config, precision="fp32", objective=_own(config), teacher=None)
+    plain = replace(config, precision="fp32", **_own(config))
     values = losses(student, average, inputs, plain, generator(config.seed, 0))
     values["loss"].backward()
     parameters = list(student.parameters())
@@ -125,9 +125,10 @@ def _one_step(config: TrainConfig, inputs: Any) -> None:
     )
 
 
-def _own(config: TrainConfig) -> str:
+def _own(config: TrainConfig) -> dict[str, Any]:
     # an external teacher has weights of its own, which a dry run does not load
-    return "vanilla" if config.noise.alignment == "external" else config.objective
+    outside = config.noise.alignment == "external"
+    return {"alignment": "none", "objective": "vanilla", "teacher": None} if outside else {}
 
 
 def _range(offsets: tuple[int, ...]) -> str:

@@ -61,6 +61,11 @@ class Schedule:
                 )
         if self.shift <= 0:
             raise ValueError(f"shift={self.shift}: must be positive")
+        if self.distribution == "uniform" and self.shift != 1:
+            raise ValueError(
+                f"shift={self.shift} shifts logit-normals, not uniform: choose "
+                "distribution=logit_normal or plateau_logit_normal"
+            )
         for name in ("context_noise", "high_noise", "sra_gap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must lie in 0 .. 1")

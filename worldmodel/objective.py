@@ -68,7 +68,7 @@ def losses(
                 _, external = average(seen, valid, teacher_block, rows, raw=True)
         if external is not None:
             real = replace(inputs, valid=valid).all_valid(model)[:, rows]
-            terms["rep"] = flow.representation_loss(feature, external, real)
+            terms["rep"] = flow.representation_loss(feature, external.to(feature.device), real)
             terms["cosine"] = 1 - terms["rep"].detach()
             loss = loss + config.gamma * terms["rep"]
     return {"loss": loss} | terms

@@ -150,7 +150,7 @@ def summary(config: TrainConfig, cluster: Cluster) -> list[str]:
     runs, fits = speed(config, cluster, checkpointing), lies.largest(cluster.usable)
     names = ", ".join(f"{m.name} {m.length}" for m in config.transformer.modalities)
     return [
-        f"plan (estimated): {cluster.gpus} GPUs, {mode}, batch {config.batch}, "
+        f"plan (estimated): {mode}, GPUs {cluster.gpus}, batch {config.batch}, "
         f"activation_checkpointing={str(checkpointing).lower()}",
         f"tokens per sample: {length(config.transformer)} ({names})",
         f"memory per GPU: {_gb(lies.peak(each))} GB with {each} samples at a time, of "

@@ -242,6 +242,8 @@ class Run:
         training.state.update(minutes_this_sitting=round(minutes, 2), data=self.data)
         provenance = config.get("provenance", {}) | {"step": self.state.step}
         model = sharded.gather(training.average, keep=self.world.main)
+        if self.config.save_async and self.world.device.type == "cpu":
+            model = sharded.snapshot(model)  # else they are the tensors that training changes
         arguments = (
             *(self.path, model, config | {"provenance": provenance}, statistics),
             *(self._copied(training), self.config.export, self.config.keep, self.world),

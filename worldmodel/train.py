@@ -122,7 +122,8 @@ def request(config: TrainConfig, latents: LatentStore | None = None) -> WindowSp
     """What a training window must hold."""
     extra = {e.key: (e.length, e.channels) for e in config.extra.values()}
     every = latents.header.every if latents else 1
-    return replace(window(config.layout), extra=extra, pictures=latents is None, every=every)
+    pictures = latents is None or config.teacher is not None  # an external teacher sees pixels
+    return replace(window(config.layout), extra=extra, pictures=pictures, every=every)
 
 
 def read_with(

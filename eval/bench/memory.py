@@ -18,7 +18,7 @@ from rich.table import Table
 
 from selfflow.configs.entry import compose, fail
 from selfflow.datasets.spec import UserError
-from selfflow.worldmodel.batches import Inputs
+from selfflow.eval.bench.step import random_inputs
 from selfflow.worldmodel.cost import length, parameters
 from selfflow.worldmodel.loop import State, generator
 from selfflow.worldmodel.objective import Student, losses
@@ -60,18 +60,6 @@ def train(config: TrainConfig) -> None:
             random = generator(config.seed, step, micro=micro)
             state.backward(losses(state.model, state.average, inputs, config, random))
         state.update(config.batch)
-
-
-def random_inputs(config: TrainConfig) -> Inputs:
-    """A batch of standard normal tokens, all of them valid."""
-    random = torch.Generator().manual_seed(config.seed)
-    model = config.transformer
-    tokens = {
-        m.name: torch.randn(config.batch, m.length, m.channels, generator=random)
-        for m in model.modalities
-    }
-    mask = {m.name: torch.ones(config.batch, m.length, 1) for m in model.targets}
-    return Inputs(tokens, {}, mask)
 
 
 def largest_resident() -> int:
