@@ -36,6 +36,7 @@ from selfflow.worldmodel.batches import (
     window,
 )
 from selfflow.worldmodel.checkpoint import Checkpoint, fill, load, parts_of
+from selfflow.worldmodel.codec import resolved
 from selfflow.worldmodel.layout import ACTION_CHANNELS, TEXT_CHANNELS, Layout, Robots
 from selfflow.worldmodel.loop import LoopConfig, State, generator, start
 from selfflow.worldmodel.model_config import ModelConfig
@@ -81,7 +82,15 @@ class FinetuneConfig(LoopConfig):
             raise ValueError("proprio_dropout and jitter lie in 0 .. 1")
         if self.text not in TEXT_CHANNELS:
             raise ValueError(f"text={self.text}: choose one of {', '.join(TEXT_CHANNELS)}")
+        if not 0 <= self.read_at <= 1:
+            raise ValueError(f"read_at={self.read_at}: a share of the depth, in 0 .. 1")
+        if self.jitter and self.layout.codec.kind != "patch":
+            raise ValueError(
+                f"jitter={self.jitter} changes pixels, not latents of "
+                f"codec.kind={self.layout.codec.kind}; leave it at 0"
+            )
         flow.Schedule(distribution=self.distribution, shift=self.time_shift)
+        _ = self.encoder, self.head  # which check the model
 
     @property
     def encoder(self) -> ModelConfig:
@@ -138,7 +147,7 @@ def main(config: FinetuneConfig) -> None:
                     loss = policy_loss(state.model, inputs, config, random, world.device)
                     state.backward({"loss": loss})
                 values = state.update(config.batch, batch.ids)
-                run.log(config.batch, **values)
+                run.log(config.batch, None, **values)
                 if run.due():
                     run.save(meta, to_json(statistics))
             run.save(meta, to_json(statistics))
@@ -166,8 +175,8 @@ def build(config: FinetuneConfig) -> tuple[PolicyModel, Robots | None]:
 
 
 def check_init(config: FinetuneConfig, given: Checkpoint) -> None:
-    """Raises UserError if the backbone to start from is of another shape, CheckpointError if it
-    is damaged."""
+    """Raises UserError if the backbone to start from is of another shape or reads other texts or
+    latents, CheckpointError if it is damaged."""
     with parts_of(given.path):
         theirs = ModelConfig.from_dict(given.config["model"])
     block = config.encoder.depth
@@ -182,6 +191,17 @@ def check_init(config: FinetuneConfig, given: Checkpoint) -> None:
         raise UserError(
             f"init={config.init} is another model: {', '.join(differ)}; "
             "give the model= and layout. of the pretraining"
+        )
+    with parts_of(given.path):
+        reads, codec = given.config["text_encoder"], Layout.from_dict(given.config["layout"]).codec
+    text = text_encoder(config.text, config.text_path).name
+    if reads != text:
+        raise UserError(f"init={config.init} reads {reads} vectors, text={config.text} is {text}")
+    own = config.layout.codec
+    if (codec.kind, resolved(codec)) != (own.kind, resolved(own)):
+        raise UserError(
+            f"init={config.init} has codec.kind={codec.kind}, scale={resolved(codec).scale}; "
+            f"here it is {own.kind}, {resolved(own).scale}"
         )
 
 

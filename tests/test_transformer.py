@@ -384,3 +384,16 @@ def test_velocity_follows_from_predicted_data_at_each_tokens_own_time(attention:
         kept = told.prefix(tokens, tau[:, 0])
         targets = {k: tokens[k] for k in ("video", "action")}
         assert close(told.decode(targets, tau, group[:, count:], kept), velocity)
+
+
+@both_families
+@both_attentions
+def test_a_teacher_of_one_time_by_role_saves_work_and_answers_the_same(
+    attention: str, family: str
+) -> None:
+    tokens, tau, group = inputs()
+    roles, m = (group > 0).long(), model(attention, family=family)
+    plain = m.features(tokens, tau[:, :2], roles, block=2)
+    assert torch.allclose(
+        plain, m.features(tokens, tau[:, :2], roles, block=2, by_role=True), atol=1e-5
+    )

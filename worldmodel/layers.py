@@ -115,10 +115,13 @@ def spread(modulation: Tensor, select: Tensor | None) -> Tensor:
 
 class Signal(NamedTuple):
     """What tokens know of their noise level and label: `rows` (B, G, N), one a noise group, and the
-    one-hot `select` (B, L, G). Without select there is a row a token, or one row for all."""
+    one-hot `select` (B, L, G). Without select there is a row a token, or one row for all.
+    split: the tokens before it all have row 0 and the others row 1, so cut there each needs one row.
+    """
 
     rows: Tensor
     select: Tensor | None = None
+    split: int = 0
 
     def through(self, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """The layer's values (B, L or 1, N) per token, computed once a row."""
@@ -126,6 +129,8 @@ class Signal(NamedTuple):
 
     def cut(self, first: int, stop: int | None = None) -> "Signal":
         """The signal of tokens first .. stop - 1."""
+        if self.split and self.split in (first, stop):
+            return Signal(self.rows[:, 1:] if first else self.rows[:, :1])
         if self.select is not None:
             return Signal(self.rows, self.select[:, first:stop])
         return self if self.rows.shape[1] == 1 else Signal(self.rows[:, first:stop])

@@ -78,6 +78,8 @@ class LoopConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} does not divide by accumulate={self.accumulate}")
+        if self.shard_dtype != "float32" and self.precision == "fp32":
+            raise ValueError(f"shard_dtype={self.shard_dtype} needs precision=bf16")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: two numbers in 0 .. 1")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -34,6 +34,8 @@ class Modality:
             raise ValueError(f"{self.name}: role={self.role}; choose condition or target")
         if self.channels < 1 or self.length < 1 or frames * rows * columns != self.length:
             raise ValueError(f"{self.name}: {self.length} tokens do not fill the grid {self.grid}")
+        if self.weight < 0:
+            raise ValueError(f"{self.name}: weight={self.weight} must not be negative")
         if not 0 <= self.mask_ratio <= 0.5:
             raise ValueError(f"{self.name}: mask_ratio={self.mask_ratio} is not within 0 .. 0.5")
 
@@ -66,10 +68,22 @@ class ModelConfig:
         ):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key}={getattr(self, key)}: choose {' or '.join(choices)}")
+        self._check_widths()
         if self.classes < 0:
             raise ValueError(f"classes={self.classes}: 0, or the label table's rows")
         self._check_modalities()
         self._check_double_blocks()
+
+    def _check_widths(self) -> None:
+        if self.hidden * self.mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio}: must be positive")
+        if self.positions == "rope" and self.hidden // self.heads % 6:
+            raise ValueError(
+                f"positions=rope: hidden={self.hidden} over heads={self.heads} must be "
+                "a multiple of 6"
+            )
+        if self.positions == "sincos2d" and self.hidden % 4:
+            raise ValueError(f"positions=sincos2d: hidden={self.hidden} must be a multiple of 4")
 
     def _check_modalities(self) -> None:
         names = [m.name for m in self.modalities]
@@ -90,8 +104,8 @@ class ModelConfig:
             )
         if self.double_blocks and all(m.stream == "main" for m in self.modalities):
             raise ValueError(
-                f"double_blocks={self.double_blocks} needs a modality of stream=text; "
-                "without text choose double_blocks=0"
+                f"double_blocks={self.double_blocks} needs a modality of stream=text, which "
+                "goes with positions=rope; else choose double_blocks=0"
             )
 
     @property

@@ -35,7 +35,7 @@ class Student(nn.Module):
         """
         inputs = seen.tokens, seen.tau, seen.group, valid
         if raw and block:
-            return {}, self.backbone.features(*inputs, block=block)[:, rows]
+            return {}, self.backbone.features(*inputs, block=block, by_role=True)[:, rows]
         velocity, feature = self.backbone.forward_with_feature(*inputs, block=block)
         return velocity, None if feature is None else self.projector(feature[:, rows])
 

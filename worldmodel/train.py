@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from selfflow.configs.entry import launch
+from selfflow.datasets.episodes import Measures
 from selfflow.datasets.normalize import Statistics, to_json
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.text import text_encoder
 from selfflow.datasets.windows import WindowSpec, prefetch
 from selfflow.worldmodel.batches import (
+    LOOKED_AT,
     Reader,
     amounts,
     codec_of,
@@ -34,6 +36,7 @@ from selfflow.worldmodel.batches import (
 from selfflow.worldmodel.checkpoint import load
 from selfflow.worldmodel.cost import length, step_flops
 from selfflow.worldmodel.dry_run import rehearse
+from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.import_checkpoint import transfer
 from selfflow.worldmodel.latents import LatentStore
 from selfflow.worldmodel.loop import State, generator, start
@@ -64,6 +67,7 @@ def main(config: TrainConfig) -> None:
         return
     with user_errors(), start(config) as world:
         sources, weights = open_sources(config.sources)
+        check_measured(config, sources)
         latents = open_latents(config, sources)
         mixture, statistics = prepare(config, sources, weights, request(config, latents))
         codec = None if latents else codec_of(config.layout, world.device)
@@ -116,6 +120,16 @@ def open_latents(config: TrainConfig, sources: list[Any]) -> LatentStore | None:
     for source in sources:
         store.check_source(source.name, [source.length(i) for i in range(len(source))])
     return store
+
+
+def check_measured(config: TrainConfig, sources: list[Any]) -> None:
+    """Raises RunError for an added modality that no source measures: it would train on nothing."""
+    for name, e in config.extra.items():
+        looked_at = [(s, i) for s in sources for i in range(min(len(s), LOOKED_AT))]
+        if not any(
+            isinstance(s, Measures) and s.measured(i, e.key) is not None for s, i in looked_at
+        ):
+            raise RunError(f"extra.{name}: no source of the data measures key={e.key}")
 
 
 def request(config: TrainConfig, latents: LatentStore | None = None) -> WindowSpec:

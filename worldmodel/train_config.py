@@ -63,6 +63,17 @@ class TrainConfig(LoopConfig):
             raise ValueError(f"rep_tokens={self.rep_tokens}: choose target or all")
         if self.text not in TEXT_CHANNELS:
             raise ValueError(f"text={self.text}: choose one of {', '.join(TEXT_CHANNELS)}")
+        for key in ("text_dropout", "student_at", "teacher_at", "mfu"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}={getattr(self, key)}: a share, must lie in 0 .. 1")
+        if self.mfu == 0 or self.gamma < 0 or self.projector_layers < 1:
+            raise ValueError(
+                "mfu must be positive, gamma not negative, projector_layers at least 1"
+            )
+        keys = [e.key for e in self.extra.values()]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"extra: several modalities of one key ({', '.join(keys)})")
+        student, teacher = self.blocks  # which also checks the model
         if (self.noise.alignment == "external") != (self.teacher is not None):
             raise ValueError(
                 f"objective={self.objective}, teacher={self.teacher}: an external teacher goes "
@@ -70,10 +81,8 @@ class TrainConfig(LoopConfig):
             )
         if self.noise.alignment == "external" and not self.layout.future:
             raise ValueError("layout.future=0: an external teacher needs future frames")
-        if self.noise.alignment == "ema" and self.blocks[0] >= self.blocks[1]:
-            raise ValueError(
-                f"student block {self.blocks[0]} must lie below teacher {self.blocks[1]}"
-            )
+        if self.noise.alignment == "ema" and student >= teacher:
+            raise ValueError(f"student block {student} must lie below teacher {teacher}")
 
     @cached_property
     def noise(self) -> flow.Schedule:

@@ -150,9 +150,16 @@ class VideoActionTransformer(nn.Module):
         valid: Valid = None,
         block: int = 1,
         label: Int[Tensor, "B"] | None = None,
+        by_role: bool = False,
     ) -> Float[Tensor, "B L D"]:
-        """The raw residual stream after `block` (1-based); later blocks are not run."""
-        trunk = self._trunk(tokens, self._signal(tau, group, label), valid)
+        """The raw residual stream after `block` (1-based); later blocks are not run.
+
+        by_role says that group is 0 for all conditions and 1 for all targets, which saves work.
+        """
+        signal = self._signal(tau, group, label)
+        if by_role:
+            signal = signal._replace(split=self.config.prefix_length)
+        trunk = self._trunk(tokens, signal, valid)
         streams = [next(trunk) for _ in range(self._checked(block))][-1]
         return torch.cat(streams, 1)
 
