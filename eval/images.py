@@ -1,6 +1,6 @@
 """Sets of images: the .npz of the ADM evaluation suite, streamed, and their Frechet distance.
 
-N images, H W pixels, D features.
+N or _ images, H W pixels, D features.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfflow.datasets.spec import UserError
 from selfflow.eval.video_metrics import freeze_random
 
-Images = UInt8[np.ndarray, "N H W 3"]
+Images = UInt8[np.ndarray, "_ H W 3"]
 Features = Callable[[Tensor], Tensor]  # (N, 3, H, W) in 0 .. 255 -> (N, D)
 
 

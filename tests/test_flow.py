@@ -92,14 +92,15 @@ def test_plateau_quantile_is_continuous_and_reaches_both_ends() -> None:
 
 @pytest.mark.parametrize("distribution", flow.DISTRIBUTIONS)
 def test_a_share_of_the_times_is_close_to_noise(distribution: str) -> None:
-    t = Schedule("dual", distribution, 2.95, high_noise=0.05).sample((N,), gen(), torch.float64)
+    shift = 1.0 if distribution == "uniform" else 2.95
+    t = Schedule("dual", distribution, shift, high_noise=0.05).sample((N,), gen(), torch.float64)
 
     def mixture(t: Tensor) -> Tensor:
         late = ((t - 0.95) / 0.05).clamp(0, 1)
-        return 0.95 * CDFS[distribution](t, 2.95) + 0.05 * late
+        return 0.95 * CDFS[distribution](t, shift) + 0.05 * late
 
     assert distance(t, mixture) < KS_LIMIT
-    more = Schedule("dual", distribution, 2.95, high_noise=0.5).sample((N,), gen(), torch.float64)
+    more = Schedule("dual", distribution, shift, high_noise=0.5).sample((N,), gen(), torch.float64)
     assert distance(more, mixture) > 10 * KS_LIMIT
 
 
@@ -206,3 +207,5 @@ def test_wrong_words_name_the_choices() -> None:
             Schedule(**{name: 1.5})
     with pytest.raises(ValueError, match="shift"):
         Schedule(shift=0.0)
+    with pytest.raises(ValueError, match="choose distribution=logit_normal"):
+        Schedule(shift=2.95)  # which uniform times would ignore

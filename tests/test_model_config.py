@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from selfflow.worldmodel.transformer import Modality, ModelConfig, VideoActionTransformer
+from selfflow.worldmodel.transformer import Modality, ModelConfig
 
 MODALITIES = (
     Modality("text", 6, 2, "condition", (2, 1, 1), stream="text"),
@@ -25,6 +25,8 @@ def test_sizes_are_checked() -> None:
         Modality("x", 4, 5, "target", (1, 2, 2))
     with pytest.raises(ValueError, match="role"):
         Modality("x", 4, 1, "other", (1, 1, 1))
+    with pytest.raises(ValueError, match="weight=-1"):
+        Modality("x", 4, 1, "target", (1, 1, 1), weight=-1.0)
     with pytest.raises(ValueError, match="stream=audio"):
         Modality("x", 4, 1, "target", (1, 1, 1), stream="audio")
     with pytest.raises(ValueError, match="mask_ratio"):
@@ -39,16 +41,15 @@ def test_sizes_are_checked() -> None:
         ("stream=text come first", (other, text), {}),
         ("repeat", (text, text), {}),
         ("classes=-1", (text,), {"classes": -1}),
+        ("mlp_ratio=0", (text,), {"mlp_ratio": 0.0}),
+        ("multiple of 6", (text,), {"heads": 6, "positions": "rope"}),
+        ("multiple of 4", (text,), {"hidden": 54, "heads": 2, "positions": "sincos2d"}),
         ("0 .. 0 for family=sit", (text,), {"double_blocks": 1}),
         ("0 .. 3 for family=flux", (text,), {"family": "flux", "double_blocks": 4}),
         ("needs a modality of stream=text", (other,), {"family": "flux", "double_blocks": 1}),
     ):
         with pytest.raises(ValueError, match=message):
             config(modalities=modalities, **changes)
-    with pytest.raises(ValueError, match="multiple of 6"):
-        VideoActionTransformer(config(heads=6, positions="rope"))
-    with pytest.raises(ValueError, match="multiple of 4"):
-        VideoActionTransformer(config(hidden=54, heads=2, positions="sincos2d"))
 
 
 def test_config_survives_json() -> None:

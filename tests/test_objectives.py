@@ -12,13 +12,14 @@ from selfflow.worldmodel.batches import Inputs
 from selfflow.worldmodel.flow import OBJECTIVES, Schedule
 from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.loop import LoopConfig, State, generator
-from selfflow.worldmodel.objective import losses
+from selfflow.worldmodel.objective import Student, losses
 from selfflow.worldmodel.train_config import TrainConfig
 from selfflow.worldmodel.transformer import Modality, ModelConfig
 
 N = 4000
 KS_LIMIT = 1.95 / math.sqrt(N)  # Kolmogorov-Smirnov at a false-alarm rate of 1e-3
 SHIFT = 2.95
+SHIFTS = {"uniform": 1.0, "logit_normal": SHIFT, "plateau_logit_normal": SHIFT}
 ONE = (1, 1, 1)
 CONFIG = ModelConfig(
     12,
@@ -74,14 +75,14 @@ def distance(sample: Tensor, cdf) -> float:
 @pytest.mark.parametrize("distribution", CDFS)
 @pytest.mark.parametrize("objective", UNMASKED)
 def test_every_tokens_time_has_the_marginal_p(objective: str, distribution: str) -> None:
-    times = target_times(draw(objective, distribution=distribution, shift=SHIFT))
+    times = target_times(draw(objective, distribution=distribution, shift=SHIFTS[distribution]))
     for token in (0, 5, 9, 25, 31):  # image, video, actions
         assert distance(times[:, token], CDFS[distribution]) < KS_LIMIT
 
 
 @pytest.mark.parametrize("distribution", CDFS)
 def test_full_masking_is_the_mixture_with_pure_noise(distribution: str) -> None:
-    noised = draw("full_masking", distribution=distribution, shift=SHIFT)
+    noised = draw("full_masking", distribution=distribution, shift=SHIFTS[distribution])
     per_modality = noised.token_times.split(LENGTHS, 1)[2:]
     for ratio, times in zip(RATIOS.values(), per_modality, strict=True):
         gone = times == 1
@@ -300,6 +301,16 @@ def test_an_external_teacher_speaks_of_video_alone() -> None:
     want = 1 - cosine[:, first : first + 8][valid].mean().item()
     assert values["rep"].item() == pytest.approx(want, abs=1e-6)
     assert not average.calls
+
+
+def test_an_external_teachers_features_may_lie_on_another_device() -> None:
+    # a teacher answers on the frames' device, the CPU; the meta device stands for a GPU
+    config, inputs, *_ = step(objective="repa", teacher="a/model")
+    with torch.device("meta"):
+        student = Student(config.transformer, aim=5)
+    there = inputs.to(torch.device("meta"))
+    values = losses(student, student, there, config, generator(0, 0), torch.ones(3, 8, 5))
+    assert values["rep"].device.type == "meta"
 
 
 @pytest.mark.parametrize("objective", ["vanilla", "dual", "diffusion_forcing", "full_masking"])

@@ -166,18 +166,19 @@ def test_a_checkpoint_is_written_while_training_goes_on(
 
     monkeypatch.setattr(checkpoint, "save", slow)
     state = State(nn.Linear(3, 2), config)
-    want = []
+    want: list[list[torch.Tensor]] = []
     with open_run(config, state, "test", DATA) as run:
         for _, x in run.batches(torch.ones(4, 3) for _ in range(config.steps)):
             state.backward({"loss": state.student(x).square().mean()})
             run.log(4, **state.update(4))
-            want.append(state.student.weight.detach().clone())
+            want.append([m.weight.detach().clone() for m in (state.student, state.average)])
             run.save(META, {})
         run.finish()
     assert order == [False] * 4
     for step in (2, 3, 4):  # as they were at their step, not as they are when written
         kept = checkpoint.load_training(checkpoint.folder(Path(config.out), step))
-        assert torch.equal(kept.student["weight"], want[step - 1])
+        assert torch.equal(kept.student["weight"], want[step - 1][0])
+        assert torch.equal(kept.average["weight"], want[step - 1][1])
 
 
 def test_what_goes_wrong_while_saving_is_raised(

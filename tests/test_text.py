@@ -26,6 +26,7 @@ from selfflow.datasets.text import (
     normalised,
     recorded_encoder,
     save_table,
+    save_vectors,
     text_encoder,
     unknown,
 )
@@ -177,6 +178,11 @@ def test_encoders_that_cannot_be_had(tmp_path: Path) -> None:
         text_encoder("clip")
     with pytest.raises(UserError, match=r"text=use needs text_path=.*text_table\.py encoder=use"):
         text_encoder("use")
+    with pytest.raises(UserError, match="has no file"):
+        text_encoder("hash384", str(SHIPPED))
+    save_vectors(tmp_path / "use", "use512", ["one"], np.zeros((1, 512), np.float32))
+    with pytest.raises(UserError, match=r"holds use512 vectors of 512 values.*text=use"):
+        text_encoder("table", str(tmp_path / "use"))
     with pytest.raises(UserError, match="holds minilm384 vectors"):
         text_encoder("use", str(SHIPPED))
     for wrong in (b"", b"{}", b"not a table"):

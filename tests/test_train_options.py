@@ -13,8 +13,12 @@ from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.text import TableEncoder
 from selfflow.datasets.windows import Mixture
-from selfflow.worldmodel import batches, checkpoint, train
+from selfflow.policies import finetune
+from selfflow.policies.finetune import FinetuneConfig
+from selfflow.worldmodel import batches, checkpoint, encode, train
 from selfflow.worldmodel.batches import Inputs
+from selfflow.worldmodel.codec import CodecConfig
+from selfflow.worldmodel.latents import LatentStore
 from selfflow.worldmodel.layout import Extra, Layout
 from selfflow.worldmodel.train_config import ModelSize, TrainConfig
 
@@ -109,6 +113,104 @@ def test_a_run_starts_from_another_runs_weights(store: Path, tmp_path: Path) -> 
     wide = replace(config, model=ModelSize(48, 4, 2, 2.0))
     with pytest.raises(UserError, match="hidden=32"), batches.user_errors():
         train.build(wide, torch.device("cpu"))
+
+
+def test_an_added_modality_must_be_measured(store: Path, tmp_path: Path) -> None:
+    config = tiny(store, tmp_path / "out", extra={"a": Extra("drawer", 3, 5)})
+    with pytest.raises(UserError, match=r"extra\.a: no source of the data measures key=drawer"):
+        train.main(config)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="several modalities of one key"):
+        replace(config, extra={"a": Extra("drawers", 3, 5), "b": Extra("drawers", 3, 2)})
+
+
+def test_latents_resume_exactly_and_an_external_teacher_still_sees_pixels(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"data=[{store}]", f"out={tmp_path / 'latents'}", "codec.kind=patch", "patch=16"]
+    encode.main(compose(encode.EncodeConfig, "encode", [*keys, "height=32", "width=32"]))
+    added = {"opening": Extra(key="drawers", channels=3, length=5)}
+    made = tiny(store, tmp_path / "a", latents=str(tmp_path / "latents"), extra=added, steps=4)
+    made = replace(made, accumulate=2, save_every=2)
+    train.main(made)
+    whole, halves = log(tmp_path / "a"), replace(made, out=str(tmp_path / "b"))
+    stop, save = iter(range(10)), checkpoint.save
+
+    class Killed(Exception):
+        pass
+
+    def killed(*arguments: object, **named: object) -> Path:
+        path = save(*arguments, **named)  # type: ignore[arg-type]
+        if next(stop) == 0:
+            raise Killed
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(Killed):
+        train.main(halves)
+    monkeypatch.setattr(checkpoint, "save", save)
+    train.main(halves)
+    assert [(r["loss"], r["grad_norm"]) for r in log(tmp_path / "b")] == [
+        (r["loss"], r["grad_norm"]) for r in whole
+    ]
+    latents = LatentStore(made.latents or "")
+    assert not train.request(made, latents).pictures
+    assert train.request(replace(made, objective="repa", teacher="a/model"), latents).pictures
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"text_dropout": 2.0},
+        {"student_at": 3.0, "teacher_at": 20.0},
+        {"mfu": 0.0},
+        {"gamma": -1.0},
+        {"video_weight": -1.0},
+        {"objective": "vanilla", "video_mask": 0.7},
+        {"objective": "vanilla", "model": ModelSize(32, 4, 5)},
+        {"time_shift": 2.95},
+        {"shard_dtype": "bfloat16"},
+    ],
+)
+def test_values_that_mean_nothing_are_refused(store: Path, tmp_path: Path, keys: dict) -> None:
+    with pytest.raises(ValueError, match=r"must|needs|choose|is not within"):
+        tiny(store, tmp_path, **keys)
+
+
+def test_a_policy_reads_texts_and_latents_as_its_pretraining_did(
+    store: Path, tmp_path: Path
+) -> None:
+    train.main(tiny(store, tmp_path / "pre", text="table", steps=1))
+    config = FinetuneConfig(
+        data=[str(store)],
+        init=str(tmp_path / "pre"),
+        out=str(tmp_path / "x"),
+        device="cpu",
+        text="table",
+        model=ModelSize(32, 4, 2, 2.0),
+        layout=Layout(32, 32, 16, future=0, chunk=4, stride=2),
+    )
+    finetune.check(config)
+    with pytest.raises(UserError, match="reads minilm384 vectors, text=hash384"):
+        finetune.check(replace(config, text="hash384"))
+    other = replace(config.layout, codec=CodecConfig(scale=2.0))
+    with pytest.raises(UserError, match=r"codec\.kind=patch, scale=1\.0; here it is patch, 2\.0"):
+        finetune.check(replace(config, layout=other))
+    cells = Layout(32, 32, 2, future=0, chunk=4, codec=CodecConfig("taesd"))
+    with pytest.raises(ValueError, match="changes pixels, not latents"):
+        replace(config, layout=cells, jitter=0.2)
+    with pytest.raises(ValueError, match="read_at=4"):
+        replace(config, read_at=4.0)
+    with pytest.raises(ValueError, match="heads=5"):
+        replace(config, model=ModelSize(32, 4, 5))
+
+
+def test_a_dry_run_needs_no_external_teacher(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"objective": "dual", "alignment": "external", "teacher": "a/model"}
+    train.main(tiny(store, tmp_path, dry_run=True, **keys))
+    assert "one step on the meta device" in capsys.readouterr().out
 
 
 def test_a_checkpoint_carries_the_vectors_of_its_instructions(store: Path, tmp_path: Path) -> None:

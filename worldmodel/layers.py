@@ -123,9 +123,18 @@ class Signal(NamedTuple):
     select: Tensor | None = None
     split: int = 0
 
-    def through(self, layer: Callable[[Tensor], Tensor]) -> Tensor:
-        """The layer's values (B, L or 1, N) per token, computed once a row."""
-        return spread(layer(self.rows), self.select)
+    def through(self, layer: Callable[[Tensor], Tensor], parts: int = 1) -> tuple[Tensor, ...]:
+        """The layer's values per token, computed once a row, in `parts` of (B, L or 1, N).
+
+        Parted before spread: the backward pass then joins gradients by row, not by token.
+        """
+        return tuple(spread(part, self.select) for part in layer(self.rows).chunk(parts, -1))
+
+    def first(self) -> "Signal":
+        """Of tokens that all share the first one's group: one row for all of them."""
+        if self.select is None:
+            return self
+        return Signal(torch.bmm(self.select[:, :1].to(self.rows.dtype), self.rows))
 
     def cut(self, first: int, stop: int | None = None) -> "Signal":
         """The signal of tokens first .. stop - 1."""
@@ -226,8 +235,9 @@ class Block(nn.Module):
 
         Returns the residual stream and this block's keys and values of x.
         """
-        modulation = context.signal.through(self.modulation)
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, -1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = context.signal.through(
+            self.modulation, 6
+        )
         attended, own = self.attention(modulate(x, shift, scale), memory, context.rope)
         x = torch.addcmul(x, gate, attended)
         x = torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp)))

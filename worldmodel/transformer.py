@@ -4,6 +4,7 @@ B batch, L tokens, D width, G noise groups, C channels; t = 1 noise, t = 0 data.
 The sequence is the concatenation of all modalities in config order, conditions first. Every token
 belongs to a noise group of its sample: `tau[b, group[b, l]]` is token l's time, and adaLN is
 computed once a group; with `group=None`, tau holds one time a token, or one for all.
+Conditions all belong to one group.
 `attention="prefix"`: condition tokens see only one another, so that their pass can be kept
 (`prefix`) while the targets are sampled (`decode`); "full": all see all.
 `family="sit"`: adaLN-Zero blocks that modulate by their own weights. "flux": see flux_blocks.py.
@@ -210,13 +211,14 @@ class VideoActionTransformer(nn.Module):
     def _trunk(self, tokens: Tokens, signal: Signal, valid: Valid) -> Iterator[list[Tensor]]:
         """The streams after each block.
 
-        prefix: a condition stream, then a target stream that also attends to the former's keys and
-        values. full: one stream of everything.
+        prefix: a condition stream, all of it in one noise group unless `group` is None, then a
+        target stream that also attends to the former's keys and values. full: one stream.
         """
         config, signal = self.config, self.shared(signal)
         if config.attention == "prefix":
             here = config.prefix_length
-            parts = [(config.conditions, signal.cut(0, here)), (config.targets, signal.cut(here))]
+            shown, made = signal.cut(0, here).first(), signal.cut(here)
+            parts = [(config.conditions, shown), (config.targets, made)]
         else:
             parts = [(config.modalities, signal)]
         entered = [self._enter(part, tokens, valid, own) for part, own in parts if part]
@@ -262,7 +264,7 @@ class VideoActionTransformer(nn.Module):
 
     def _velocity(self, x: Tensor, signal: Signal, tokens: Tokens, time: Tensor) -> Tokens:
         """From the last block; `time` is (B, L) of the targets, or (B, 1)."""
-        x = modulate(x, *signal.through(self.final).chunk(2, -1))
+        x = modulate(x, *signal.through(self.final, 2))
         lengths = [m.length for m in self.config.targets]
         times = time.expand(-1, sum(lengths)).split(lengths, 1)
         velocity = {}
