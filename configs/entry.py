@@ -81,7 +81,10 @@ def typed(config_type: type[Config], cfg: DictConfig) -> Config:
     except MissingMandatoryValue as e:
         raise UserError(f"{_one_line(e).rpartition(' ')[2]}=... is required") from e
     except OmegaConfBaseException as e:
-        raise UserError(f"{e.full_key}: {_one_line(e)}") from e
+        text = _one_line(e)
+        if "is not a ListConfig" in text:
+            text = f"give a list: '{e.full_key}=[...]'"
+        raise UserError(f"{e.full_key}: {text}") from e
     except ValueError as e:
         raise UserError(str(e)) from e
 

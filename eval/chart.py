@@ -77,6 +77,7 @@ class _Axes:
         self._box = (x0 + LEFT, y0 + TOP, x0 + WIDTH - RIGHT, y0 + HEIGHT - BOTTOM)
         xs = [x for line in panel.lines for x in line.x]
         ys = [v for k in panel.lines for v in (*k.y, *k.low, *k.high) if math.isfinite(v)]
+        self._whole = all(float(x).is_integer() for x in xs)
         self._x = _span(xs, None, None)
         self._y = _span(ys, panel.bottom, panel.top)
 
@@ -87,7 +88,7 @@ class _Axes:
             y = self._at(0, value)[1]
             self._draw.line(_scaled((left, y), (right, y)), FAINT, SHARP)
             _text(self._draw, (left - 6, y), f"{value:g}", "rm")
-        for value in ticks(*self._x):
+        for value in ticks(*self._x, whole=self._whole):
             x = self._at(value, 0)[0]
             _text(self._draw, (x, bottom + 6), f"{value:g}", "mt")
         self._draw.rectangle(_scaled((left, top), (right, bottom)), outline=INK, width=SHARP)
@@ -95,7 +96,7 @@ class _Axes:
         _text(self._draw, ((left + right) / 2, bottom + 24), self._panel.x_label, "mt")
         for number, line in enumerate(self._panel.lines):
             # side by side where they would hide each other
-            self._line(line, colours[line.name], 3 * (number - len(self._panel.lines) / 2))
+            self._line(line, colours[line.name], 3 * (number - (len(self._panel.lines) - 1) / 2))
 
     def _line(self, line: Line, colour: tuple[int, int, int], aside: Number) -> None:
         points = [self._at(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
@@ -114,10 +115,11 @@ class _Axes:
         return left + across * (right - left), bottom - up * (bottom - top)
 
 
-def ticks(low: Number, high: Number) -> list[Number]:
-    """Four to nine round numbers between."""
+def ticks(low: Number, high: Number, whole: bool = False) -> list[Number]:
+    """Four to nine round numbers between; fewer where only whole ones will do."""
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= max(k for k in (1, 2, 5) if k * step <= (high - low) / 4)
+    step = max(step, 1) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

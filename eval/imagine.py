@@ -4,8 +4,8 @@ Imagines how an episode goes on: from its frames up to `start`, its instruction 
 actions=given, its actions, the world model predicts the video; with actions=predicted the actions
 too. Long futures are made of windows: each sees the last imagined frame of the one before, and
 proprioception at the start only. Writes to `out`: imagined.mp4 and imagined.png (real | imagined),
-actions.png (real and predicted actions), imagined.json (PSNR by frame). Every key is explained in
-configs/imagine.yaml.
+actions.png (real and predicted actions), imagined.json (what was asked; PSNR by frame). Every key
+is explained in configs/imagine.yaml.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from selfflow.configs.entry import launch, one_of
+from selfflow.datasets.episodes import EpisodeSource
 from selfflow.datasets.source import open_source
 from selfflow.datasets.spec import ACTION_NAMES, UserError
 from selfflow.eval.chart import Line, Panel, save_chart
@@ -29,6 +30,7 @@ from selfflow.eval.world import Imagined, Windows, World, imagine, load_world
 from selfflow.worldmodel.batches import user_errors
 from selfflow.worldmodel.checkpoint import load
 from selfflow.worldmodel.dream import Sampling
+from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.parallel import place
 
 ACTIONS = ("given", "predicted")
@@ -73,7 +75,9 @@ class ImagineConfig:
         if self.sampling.steps and self.start < 0:
             raise ValueError(f"start={self.start}: must be 0 or more")
         if self.threads < 0 or (self.horizon is not None and self.horizon < 1):
-            raise ValueError(f"horizon={self.horizon} must be 1 or more, threads={self.threads} 0")
+            raise ValueError(
+                f"horizon={self.horizon} must be 1 or more, threads={self.threads} 0 or more"
+            )
 
 
 def check(config: ImagineConfig) -> None:
@@ -111,9 +115,11 @@ def main(config: ImagineConfig) -> dict[str, Any]:
             config.actions,
             config.instruction,
         )
-    told = config.instruction or source.signals(number).instruction[config.start]
+    told = instructions(config, source, seen.frames.shape[1], world.layout)
     result = {"episode": config.episode, "start": config.start, "actions": config.actions}
-    result |= {"checkpoint": str(world.path), "instruction": told} | quality(seen)
+    result |= {"checkpoint": str(world.path), "instruction": told[1:]}
+    asked = ("steps", "sampler", "guidance", "shift", "seed")
+    result |= {key: getattr(config, key) for key in asked} | quality(seen)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     frames = side_by_side(seen, told, config.start, world.layout.stride)
@@ -130,6 +136,17 @@ def main(config: ImagineConfig) -> dict[str, Any]:
     return result
 
 
+def instructions(
+    config: ImagineConfig, source: EpisodeSource, frames: int, layout: Layout
+) -> list[str]:
+    """What the model was told, for the shown frame and each imagined one: a window's instruction
+    is the episode's own where the window begins."""
+    _, number = config.where
+    own, step = source.signals(number).instruction, layout.future * layout.stride
+    begins = [config.start + max(i - 1, 0) // layout.future * step for i in range(frames + 1)]
+    return [config.instruction or own[min(t, len(own) - 1)] for t in begins]
+
+
 def quality(seen: Imagined) -> dict[str, Any]:
     """PSNR (dB) of each imagined frame, and of the last shown frame in its place."""
     real, frames = torch.from_numpy(seen.real[0]), torch.from_numpy(seen.frames[0])
@@ -143,7 +160,7 @@ def quality(seen: Imagined) -> dict[str, Any]:
 
 
 def side_by_side(
-    seen: Imagined, instruction: str, start: int, stride: int
+    seen: Imagined, instruction: list[str], start: int, stride: int
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
     """Real | imagined, captioned, beginning with the frame that was shown."""
     real = [seen.shown[0], *seen.real[0]]
@@ -156,7 +173,7 @@ def side_by_side(
         gap = np.full((pair[0].shape[0], GAP, 3), 24, np.uint8)
         picture = np.concatenate([pair[0], gap, pair[1], gap], 1)
         what = "real | imagined" if i else "shown"
-        out.append(captioned(picture, f"{instruction}   ({what})", start + i * stride, False))
+        out.append(captioned(picture, f"{instruction[i]}   ({what})", start + i * stride, False))
     return out
 
 

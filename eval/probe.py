@@ -144,7 +144,7 @@ def choose(
     for offset, i in enumerate(episodes):
         last = source.length(i) - 1 - ahead
         steps = np.unique(np.linspace(0, max(last, 0), frames).round().astype(int))
-        truth = _truth(source, i)
+        truth = true_state(source, i)
         places += [(i, int(t)) for t in steps]
         number += [first + offset] * len(steps)
         now.append(truth[steps])
@@ -233,8 +233,11 @@ def _left_out(
     return error
 
 
-def _truth(source: EpisodeSource, i: int) -> Float[np.ndarray, "T Y"]:
-    """Drawer opening, apple position seen from the robot's base, gripper opening, by step."""
+def true_state(source: EpisodeSource, i: int) -> Float[np.ndarray, "T Y"]:
+    """Drawer opening, apple position seen from the robot's base, gripper opening, by step.
+
+    Raises UserError where the data do not hold them.
+    """
     parts = {}
     for key in ("drawers", "apple", "base"):
         found = source.measured(i, key) if isinstance(source, Measures) else None

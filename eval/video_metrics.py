@@ -18,12 +18,15 @@ import importlib.util
 import json
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfflow.datasets.spec import UserError
@@ -36,16 +39,13 @@ CHUNK = 16  # images or clips at a time
 
 def psnr(images: Images, real: Images) -> Float[Tensor, "N"]:
     """Decibels; infinite for equal images."""
-    functional = _torchmetrics()
-    scaled = (images.float(), real.float())
-    return functional.peak_signal_noise_ratio(
-        *scaled, data_range=255.0, reduction="none", dim=(1, 2, 3)
-    )
+    error = (images.float() - real.float()).square().mean((1, 2, 3))
+    return 10 * torch.log10(255.0**2 / error)
 
 
 def ssim(images: Images, real: Images) -> Float[Tensor, "N"]:
     """Structural similarity over windows of 11 x 11, 1 for equal images."""
-    functional = _torchmetrics()
+    functional = torchmetrics_images()
     scaled = (_channels_first(images), _channels_first(real))
     return functional.structural_similarity_index_measure(
         *scaled, data_range=1.0, reduction="none"
@@ -224,16 +224,18 @@ def _official(path: Path) -> dict[str, Tensor]:
     """Published weights; a .pth is read as tensors only."""
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as e:
+        raise UserError(f"{path}: no file of weights that loads safely as tensors") from e
 
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
-
-def _torchmetrics() -> Any:
+def torchmetrics_images() -> Any:
+    """torchmetrics.functional.image. Raises UserError where the package is missing."""
     try:
         from torchmetrics.functional import image
     except ModuleNotFoundError as e:
-        raise UserError("PSNR and SSIM need torchmetrics; pip install 'selfflow[metrics]'") from e
+        raise UserError("SSIM needs torchmetrics; pip install 'selfflow[metrics]'") from e
     return image

@@ -27,9 +27,9 @@ from selfflow.datasets.spec import UserError
 from selfflow.eval import world_tables as tables
 from selfflow.eval.imagine import ACTIONS
 from selfflow.eval.open_loop import Plan, action_errors, plan_for, video_scores
-from selfflow.eval.probe import ProbeConfig, Row, probe, random_world
+from selfflow.eval.probe import ProbeConfig, Row, probe, random_world, true_state
 from selfflow.eval.results import write_json
-from selfflow.eval.video_metrics import Lpips, video_net
+from selfflow.eval.video_metrics import Lpips, torchmetrics_images, video_net
 from selfflow.eval.world import World, load_world
 from selfflow.worldmodel.batches import user_errors
 from selfflow.worldmodel.checkpoint import load
@@ -112,11 +112,17 @@ def check(config: WorldModelConfig) -> None:
         one_of("parts", part, PARTS)
     one_of("actions", config.actions, ACTIONS)
     assert config.labels
-    held_out(config)
-    if config.lpips and not Path(config.lpips).expanduser().is_file():
-        raise UserError(f"lpips={config.lpips}: no such file")
-    if config.fvd:
+    held = held_out(config)
+    if "video" in config.parts:
+        torchmetrics_images()
+        Lpips(config.lpips)
         video_net(config.fvd)
+    if "probe" in config.parts:
+        count = sum(len(episodes) for _, episodes in held)
+        if count < config.folds:
+            raise UserError(f"folds={config.folds}: data have {count} episodes; give more, or less")
+        for source, episodes in held:
+            true_state(source, episodes[0])
     with user_errors():
         for path in config.checkpoints:
             load(path, "worldmodel")
@@ -206,6 +212,11 @@ def remarks(config: WorldModelConfig, worlds: Sequence[World], held: Held) -> li
         f"sampler {config.sampler}, {config.steps} steps, guidance {config.guidance:g}, "
         f"shift {config.shift:g}; actions {config.actions} while imagining."
     ]
+    if "video" in config.parts:
+        notes.append(
+            "PSNR (dB) and SSIM: more is better; LPIPS and FVD: less. 'frame kept' is the last "
+            "shown frame in place of every imagined one: what a model has to beat."
+        )
     for world in worlds:
         for path in config.data:
             if world.saw(path.rpartition("@")[0] or path):
@@ -213,7 +224,8 @@ def remarks(config: WorldModelConfig, worlds: Sequence[World], held: Held) -> li
     if "probe" in config.parts:
         notes.append(
             "Probe: proprioception and actions were hidden from the model and the instruction kept "
-            "constant; block 0 are the codec's tokens."
+            "constant; block 0 are the codec's tokens. R² is 1 for a perfect reading, 0 for the "
+            "mean of all."
         )
     return notes
 

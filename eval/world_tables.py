@@ -163,7 +163,8 @@ def plot_video(
             found = [mean(column, s.episode, weights) for column in columns]
             numbers = ([getattr(e, k) for e in found] for k in ("value", "low", "high"))
             lines.append(Line(s.name, range(1, len(columns) + 1), *numbers))
-        panels.append(Panel(metric, "imagined frame", lines))
+        title = "psnr (dB)" if metric == "psnr" else metric
+        panels.append(Panel(f"{title}, 95 % intervals", "imagined frame", lines))
     save_chart(panels, path, columns=len(panels))
 
 
@@ -180,7 +181,8 @@ def plot_probe(path: Path, rows: Sequence[Row]) -> None:
                 ]
                 numbers = [[getattr(r, k) for r in line] for k in ("layer", "r2", "low", "high")]
                 lines.append(Line(name, *numbers))
-            panels.append(Panel(f"{target}, {_kind(kind)}", "block (0: the codec's tokens)", lines))
+            title = f"R² of {target}, {_kind(kind)}, 95 % intervals"
+            panels.append(Panel(title, "block (0: the codec's tokens)", lines))
     save_chart(panels, path, columns=len(panels) // len(TARGETS))
 
 

@@ -172,4 +172,6 @@ def test_one_of():
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")))
 def test_every_config_of_an_entry_point_starts_from_base(name):
     cfg = OmegaConf.load(ROOT / "configs" / f"{name}.yaml")
+    if name.startswith("bench_"):
+        return  # prints a table and writes nothing
     assert name == "base" or {"base", "train"} & set(map(str, cfg.defaults))

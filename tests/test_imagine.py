@@ -227,6 +227,10 @@ def test_imagine_writes_film_sheet_and_numbers(
     assert files == {"imagined.mp4", "imagined.png", "imagined.json"} | plots
     assert json.loads((out / "imagined.json").read_text()) == result
     assert len(result["psnr"]) == (STEPS - 1) // 2
+    told = ["open top drawer"] * 4 + [
+        "place apple into top drawer"
+    ] * 2  # a window began at 0, 2, ..
+    assert result["instruction"] == told
     with av.open(str(out / "imagined.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 1 + (STEPS - 1) // 2
 
@@ -309,6 +313,8 @@ def test_a_checkpoint_beside_itself_differs_by_nothing(
         ({"holdout": 0.0}, "holdout=0.0"),
         ({"fvd": "nowhere"}, "no config.json"),
         ({"lpips": "nowhere"}, "no such file"),
+        ({"lpips": __file__}, "no file of weights that loads safely"),
+        ({"folds": 4}, "folds=4: data have 3 episodes"),
         ({"data": []}, "no data"),
     ],
 )

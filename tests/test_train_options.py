@@ -111,8 +111,10 @@ def test_a_run_starts_from_another_runs_weights(store: Path, tmp_path: Path) -> 
     student, _ = train.build(config, torch.device("cpu"))
     assert all(torch.equal(v, given[k]) for k, v in student.backbone.state_dict().items())
     wide = replace(config, model=ModelSize(48, 4, 2, 2.0))
-    with pytest.raises(UserError, match="hidden=32"), batches.user_errors():
-        train.build(wide, torch.device("cpu"))
+    with pytest.raises(UserError, match="hidden=32"):
+        train.check(wide)
+    with pytest.raises(UserError, match="reads text by hash384"):
+        train.check(replace(config, text="minilm"))
 
 
 def test_an_added_modality_must_be_measured(store: Path, tmp_path: Path) -> None:
@@ -235,6 +237,7 @@ def test_a_run_of_before_text_dropout_had_none(store: Path, tmp_path: Path) -> N
         train.check(replace(config, steps=2))
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_large_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     config = compose(TrainConfig, "train", ["experiment=rt1_675m", "dry_run=true"])
     train.check(config)

@@ -374,7 +374,9 @@ def test_velocity_follows_from_predicted_data_at_each_tokens_own_time(attention:
     count = config().prefix_length
     times = tau.gather(1, group)[:, count : count + 6, None]
     x0, velocity = plain(tokens, tau, group), told(tokens, tau, group)
-    assert torch.allclose(velocity["video"], (tokens["video"] - x0["video"]) / times.clamp(min=0.05))
+    assert torch.allclose(
+        velocity["video"], (tokens["video"] - x0["video"]) / times.clamp(min=0.05)
+    )
     assert torch.equal(velocity["action"], x0["action"])
     one_time = told(tokens, tau[:, 1:2])  # one for all tokens
     x0 = plain(tokens, tau[:, 1:2])["video"]

@@ -11,7 +11,7 @@ D width, M hidden width of the MLP, H heads, L tokens, S tokens attended to, C c
 
 from dataclasses import dataclass
 
-from selfflow.worldmodel.cost import aligned_tokens, length, passes
+from selfflow.worldmodel.cost import STUDENT_GROUPS, aligned_tokens, length, passes, spread_tokens
 from selfflow.worldmodel.layers import SHORT
 from selfflow.worldmodel.model_config import ModelConfig
 from selfflow.worldmodel.train_config import TrainConfig
@@ -57,10 +57,11 @@ class Activations:
 def activation_bytes(config: TrainConfig, device: str = "cuda") -> Activations:
     """Of one sample in this run."""
     model, n = config.transformer, numbers(config.precision, device)
+    groups = None if config.noise.times == "own" else STUDENT_GROUPS
     kinds: dict[str, int] = {}
     largest = 0
     for block in range(1, model.depth + 1):
-        own = _block(model, block, n)
+        own = _block(model, block, n, groups)
         largest = max(largest, sum(own.values()))
         for name, size in own.items():
             kinds[name] = kinds.get(name, 0) + size
@@ -70,19 +71,19 @@ def activation_bytes(config: TrainConfig, device: str = "cuda") -> Activations:
     return Activations(kinds, _ends(config, n), _inputs(model, n), largest, batch)
 
 
-def _block(model: ModelConfig, block: int, n: Numbers) -> dict[str, int]:
+def _block(model: ModelConfig, block: int, n: Numbers, groups: int | None) -> dict[str, int]:
     """Bytes by kind of tensor."""
     own, width, hidden = length(model), model.hidden, int(model.hidden * model.mlp_ratio)
     flux, double = model.family == "flux", block <= model.double_blocks
     branches = 1 if flux and not double else 2  # single blocks add once to the residual stream
-    gates = branches * FULL  # CUDA's fp32 copies; a CPU keeps views of all vectors
+    gates = branches * FULL  # CUDA's fp32 copies
     if not n.cuda or n.low == FULL:
-        gates = 0 if flux else 6 * n.low  # those of flux are shared by all blocks: see _ends
+        gates = 0 if flux else 2 * n.low  # those of flux are shared by all blocks: see _ends
     queries = _flux_queries if flux else _sit_queries
     return {
         "residual stream": own * branches * width * FULL,
         "layer norms": own * branches * (width + 2) * FULL,
-        "modulation by token": own * (branches * n.wide + gates) * width,
+        "modulation by token": spread_tokens(model, groups) * (branches * n.wide + gates) * width,
         "inputs of products": own * branches * width * n.low,
         "branch outputs": own * branches * width * n.wide,
         # flux: both halves, SiLU of one, their product

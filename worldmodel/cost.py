@@ -85,8 +85,8 @@ def linears(model: ModelConfig, groups: int | None = STUDENT_GROUPS) -> Iterator
     every token."""
     width, last = model.hidden, model.depth + 1
     rows = groups or length(model)
-    # prefix: conditions and targets go through a block one after the other, each with its rows
-    modulated = groups * len(passes(model)) if groups else rows
+    # prefix: conditions, which share a group, and targets go through a block one after the other
+    modulated = groups + len(passes(model)) - 1 if groups else rows
     yield Linear("time", 0, FREQUENCIES, width, rows)
     yield Linear("time", 0, width, width, rows)
     for m in model.modalities:
@@ -167,9 +167,19 @@ def _spreading(model: ModelConfig, groups: int | None, last: int) -> int:
     """The one-hot products that hand a group's modulation to its tokens (layers.spread)."""
     if groups is None:
         return 0
+    tokens = spread_tokens(model, groups)
+    # beside the targets, prefix attention picks the one row of all conditions
+    picked = 1 if tokens < length(model) else 0
     blocks = 15 if model.family == "flux" else 6 * min(last, model.depth)
     final = 2 * model.target_length if last > model.depth else 0
-    return 2 * groups * model.hidden * (blocks * length(model) + final)
+    return 2 * groups * model.hidden * (blocks * tokens + picked + final)
+
+
+def spread_tokens(model: ModelConfig, groups: int | None) -> int:
+    """Tokens that a block's modulation is handed to one by one: not the conditions of prefix
+    attention, which share a row, except where flux spreads one modulation for all blocks."""
+    shared = groups and model.family == "sit" and len(passes(model)) > 1
+    return model.target_length if shared else length(model)
 
 
 def aligned_tokens(config: TrainConfig) -> int:

@@ -43,7 +43,7 @@ class SharedModulation(nn.Module):
 
     def forward(self, signal: Signal) -> Signal:
         """SiLU(time + label) of D values -> 15 D values a token; spread once for all blocks."""
-        return Signal(*signal.through(self.modulation))
+        return Signal(signal.through(self.modulation)[0])
 
 
 class HeadNorm(nn.Module):

@@ -29,7 +29,14 @@ from torch import Tensor
 from selfflow.configs.entry import launch
 from selfflow.datasets.spec import UserError
 from selfflow.worldmodel.batches import user_errors
-from selfflow.worldmodel.checkpoint import FORMAT, Checkpoint, RunError, Weights, write_json
+from selfflow.worldmodel.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    RunError,
+    Weights,
+    parts_of,
+    write_json,
+)
 from selfflow.worldmodel.layers import FREQUENCIES, Projector, image_positions
 from selfflow.worldmodel.transformer import Modality, ModelConfig, VideoActionTransformer
 
@@ -211,35 +218,45 @@ def output_rows(count: int) -> Tensor:
 
 
 def transfer(source: Checkpoint, model: VideoActionTransformer) -> Transfer:
-    """Starts a video-action transformer of family sit from an image checkpoint, in place.
+    """Starts a video-action transformer from another checkpoint's weights, in place.
 
-    Time MLP, blocks and final modulation are taken; what belongs to a modality stays fresh. The
-    source's "no label", which its blocks expect to be added to the time, becomes part of the time
-    MLP's last bias. Raises RunError where width, heads, MLP or family differ, or the model is
-    deeper than the source.
+    Of an image model time MLP, blocks and final modulation are taken, and what belongs to a
+    modality stays fresh; its "no label", which its blocks expect to be added to the time, becomes
+    part of the time MLP's last bias. Of a world model everything is taken whose name and shape are
+    the same. Raises RunError as `check_fit` does.
     """
-    theirs, ours = ModelConfig.from_dict(source.config["model"]), model.config
-    for key in ("family", "hidden", "heads", "mlp_ratio"):
-        if getattr(theirs, key) != getattr(ours, key):
-            raise RunError(
-                f"{source.path} has {key}={getattr(theirs, key)}, this model "
-                f"{key}={getattr(ours, key)}: choose model=selfflow_675m or another checkpoint"
-            )
-    if ours.depth > theirs.depth:
-        raise RunError(f"{source.path} has {theirs.depth} blocks, this model {ours.depth}")
+    theirs, ours = check_fit(source, model.config), model.config
     weights, own = source.part("backbone"), model.state_dict()
-    shared = ("time.", "blocks.", "final.")
-    taken = tuple(k for k in own if k.startswith(shared))
+    if source.config["kind"] == "image":
+        taken = tuple(k for k in own if k.startswith(("time.", "blocks.", "final.")))
+    else:
+        taken = tuple(k for k, v in own.items() if k in weights and weights[k].shape == v.shape)
     with torch.no_grad():
         for name in taken:
             own[name].copy_(weights[name])
-        if not ours.classes:
+        if theirs.classes and not ours.classes:
             own["time.mlp.2.bias"].add_(weights["labels.weight"][-1])
     return Transfer(
         taken,
         tuple(k for k in weights if k not in taken),
         tuple(k for k in own if k not in taken),
     )
+
+
+def check_fit(source: Checkpoint, ours: ModelConfig) -> ModelConfig:
+    """The source's model. Raises RunError where width, heads, MLP or family differ from ours, or
+    ours is deeper, CheckpointError where the source does not say."""
+    with parts_of(source.path):
+        theirs = ModelConfig.from_dict(source.config["model"])
+    for key in ("family", "hidden", "heads", "mlp_ratio"):
+        if getattr(theirs, key) != getattr(ours, key):
+            raise RunError(
+                f"{source.path} has {key}={getattr(theirs, key)}, this model "
+                f"{key}={getattr(ours, key)}: choose the same model= or another checkpoint"
+            )
+    if ours.depth > theirs.depth:
+        raise RunError(f"{source.path} has {theirs.depth} blocks, this model {ours.depth}")
+    return theirs
 
 
 def write(out: Path, model: ModelConfig, weights: Weights, notes: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ def spread(modulation: Tensor, select: Tensor | None) -> Tensor:
 class Signal(NamedTuple):
     """What tokens know of their noise level and label: `rows` (B, G, N), one a noise group, and the
     one-hot `select` (B, L, G). Without select there is a row a token, or one row for all.
-    split: the tokens before it all have row 0 and the others row 1, so cut there each needs one row.
+    split: the tokens before it all have row 0 and the others row 1: cut there, each needs one row.
     """
 
     rows: Tensor

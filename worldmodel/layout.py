@@ -93,8 +93,8 @@ class Layout:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Layout":
         """Inverse of dataclasses.asdict; older ones name no codec."""
-        codec = CodecConfig(**values.get("codec", {}))
-        return cls(**values | {"codec": codec})
+        rest = {k: v for k, v in values.items() if k != "codec"}
+        return cls(**rest, codec=CodecConfig(**values.get("codec", {})))
 
     @property
     def frame_offsets(self) -> tuple[int, ...]:

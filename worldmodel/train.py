@@ -9,6 +9,7 @@ on, to the same losses.
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,11 +34,11 @@ from selfflow.worldmodel.batches import (
     user_errors,
     window,
 )
-from selfflow.worldmodel.checkpoint import load
+from selfflow.worldmodel.checkpoint import last, load
 from selfflow.worldmodel.cost import length, step_flops
 from selfflow.worldmodel.dry_run import rehearse
 from selfflow.worldmodel.errors import RunError
-from selfflow.worldmodel.import_checkpoint import transfer
+from selfflow.worldmodel.import_checkpoint import check_fit, transfer
 from selfflow.worldmodel.latents import LatentStore
 from selfflow.worldmodel.loop import State, generator, start
 from selfflow.worldmodel.objective import Student, external_aim, losses
@@ -53,9 +54,16 @@ def check(config: TrainConfig) -> None:
         if config.dry_run:
             return
         check_run(config)
-        text_encoder(config.text, config.text_path)
-        if config.init is not None:
-            load(place(config.init))
+        text = text_encoder(config.text, config.text_path)
+        if config.init is not None and last(Path(config.out)) is None:
+            given = load(place(config.init))
+            theirs = given.config.get("text_encoder", text.name)  # an image model reads none
+            if theirs != text.name:
+                raise RunError(
+                    f"init={config.init} reads text by {theirs}, this run by {text.name}: "
+                    "choose the same text="
+                )
+            check_fit(given, config.transformer)
 
 
 def main(config: TrainConfig) -> None:
@@ -100,7 +108,7 @@ def build(config: TrainConfig, device: torch.device) -> tuple[Student, Teacher |
     external = VisionTeacher(config.teacher, device) if config.teacher else None
     aim = external.width if external else None
     student = Student(config.transformer, aim, config.projector_layers)
-    if config.init is not None:
+    if config.init is not None and last(Path(config.out)) is None:  # a resumed run has its own
         given = load(place(config.init))
         print(f"init: {given.path}, {transfer(given, student.backbone)}")
     return student, external

@@ -100,6 +100,9 @@ def show(configs: dict[str, TrainConfig], taken: Times) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        if {"-h", "--help"} & {*sys.argv}:
+            print((__doc__ or "").strip())
+        else:
+            main(sys.argv[1:])
     except UserError as e:
         fail(str(e))
