@@ -80,6 +80,8 @@ def test_no_swallowed_errors_no_path_edits_no_pickle(path):
             assert node in safe or name not in wrong, f"line {node.lineno}: {name}"
         if isinstance(node, (ast.Import, ast.ImportFrom)) and not test:
             parts = {a.name for a in node.names} | {getattr(node, "module", None)}
+            if parts == {"pickle", "UnpicklingError"}:
+                continue  # what torch.load raises for a file that is more than tensors
             assert not parts & {"pickle", "dill", "joblib", "cloudpickle"}, f"line {node.lineno}"
 
 

@@ -12,13 +12,13 @@ of the output linear. All of this is done in float64, so that our forward has no
 
 import math
 import os
-import pickle
 import re
 import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -127,7 +127,7 @@ def read(path: Path, part: str | None = None) -> Weights:
             values: Any = load_file(path)
         else:
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as e:
+    except (OSError, RuntimeError, UnpicklingError, SafetensorError) as e:
         reason = " ".join(str(e).split())[:200]
         raise RunError(f"{path}: cannot be read safely as tensors ({reason})") from e
     return unwrapped(values, part, path)
@@ -227,7 +227,7 @@ def transfer(source: Checkpoint, model: VideoActionTransformer) -> Transfer:
     """
     theirs, ours = check_fit(source, model.config), model.config
     weights, own = source.part("backbone"), model.state_dict()
-    if source.config["kind"] == "image":
+    if source.config.get("kind", "image") == "image":
         taken = tuple(k for k in own if k.startswith(("time.", "blocks.", "final.")))
     else:
         taken = tuple(k for k, v in own.items() if k in weights and weights[k].shape == v.shape)
