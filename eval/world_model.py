@@ -46,7 +46,7 @@ class WorldModelConfig:
 
     checkpoint: Any
     names: list[str] | None
-    data: list[str]
+    data: Any
     out: str
     holdout: float
     parts: list[str]
@@ -88,6 +88,11 @@ class WorldModelConfig:
         """One or several, as a list."""
         given = self.checkpoint
         return [given] if isinstance(given, str) else [str(path) for path in given]
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the data: one or several, as a list."""
+        return [self.data] if isinstance(self.data, str) else [str(path) for path in self.data]
 
     @property
     def labels(self) -> list[str]:
@@ -195,7 +200,7 @@ def measured(
 
 def held_out(config: WorldModelConfig) -> Held:
     """The last share of each source's episodes. Raises UserError."""
-    sources, _ = open_sources(config.data)
+    sources, _ = open_sources(config.paths)
     held = []
     for source in sources:
         count = max(1, round(config.holdout * len(source)))
@@ -218,7 +223,7 @@ def remarks(config: WorldModelConfig, worlds: Sequence[World], held: Held) -> li
             "shown frame in place of every imagined one: what a model has to beat."
         )
     for world in worlds:
-        for path in config.data:
+        for path in config.paths:
             if world.saw(path.rpartition("@")[0] or path):
                 notes.append(f"{world.name} was trained on {path}: these numbers are not held out.")
     if "probe" in config.parts:

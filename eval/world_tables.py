@@ -181,7 +181,7 @@ def plot_probe(path: Path, rows: Sequence[Row]) -> None:
                 ]
                 numbers = [[getattr(r, k) for r in line] for k in ("layer", "r2", "low", "high")]
                 lines.append(Line(name, *numbers))
-            title = f"R² of {target}, {_kind(kind)}, 95 % intervals"
+            title = f"R2 of {target}, {_kind(kind)}, 95 % intervals"  # the font has no ²
             panels.append(Panel(title, "block (0: the codec's tokens)", lines))
     save_chart(panels, path, columns=len(panels) // len(TARGETS))
 

@@ -265,7 +265,7 @@ def test_two_checkpoints_are_measured_side_by_side(
     world_config: WorldModelConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    config = replace(world_config, out=str(out))
+    config = replace(world_config, out=str(out), data=world_config.paths[0])  # one: a string
     measuring.check(config)
     assert not out.exists()
     result = measuring.main(config)
