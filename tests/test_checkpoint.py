@@ -95,7 +95,7 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         checkpoint.load(tmp_path / "nowhere")
     path = save(tmp_path, trained())
-    with pytest.raises(CheckpointError, match="is a policy, not a worldmodel"):
+    with pytest.raises(CheckpointError, match="is a policy, not a world model"):
         checkpoint.load(path, "worldmodel")
     with pytest.raises(CheckpointError, match="does not fit"):
         checkpoint.fill(nn.Linear(4, 2), checkpoint.load(path).weights, "it")
@@ -117,14 +117,14 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
         ({"kind": "policy"}, "format is None, not 1"),
         ({"format": 1}, "kind missing"),
         ({k: v for k, v in META.items() if k != "head"}, r"config\.json: head missing"),
-        (META | {"kind": ["policy"]}, r"is a \['policy'\], not a policy"),
+        (META | {"kind": ["policy"]}, r"is of kind \['policy'\], not a policy"),
     ],
 )
 def test_a_foreign_config_is_named(tmp_path: Path, config: object, says: str) -> None:
     path = save(tmp_path, trained(1))
     checkpoint.write_json(path / "config.json", config)
     with pytest.raises(CheckpointError, match=says) as caught:
-        checkpoint.load(path, "policy" if says.startswith("is a") else None)
+        checkpoint.load(path, "policy" if says.startswith("is ") else None)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

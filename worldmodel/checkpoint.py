@@ -170,7 +170,9 @@ def load(path: str | Path, kind: str | None = None) -> Checkpoint:
             "policy": "; make a policy from it with policies/finetune.py init=" + str(path),
             "worldmodel": "; give a run of worldmodel/train.py",
         }.get(kind, "")
-        raise CheckpointError(f"checkpoint {path} is a {config.get('kind')}, not a {kind}{cure}")
+        names = {"worldmodel": "a world model", "policy": "a policy", "image": "an image model"}
+        found, wanted = (names.get(str(k), f"of kind {k}") for k in (config.get("kind"), kind))
+        raise CheckpointError(f"checkpoint {path} is {found}, not {wanted}{cure}")
     missing = [key for key in KEYS.get(str(config.get("kind")), ("kind",)) if key not in config]
     if missing:
         raise CheckpointError(f"{path / 'config.json'}: {', '.join(missing)} missing")

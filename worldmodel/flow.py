@@ -50,20 +50,18 @@ class Schedule:
     sra_gap: float = 0.0  # an EMA teacher is cleaner by U(0, this); published SRA has 0.2
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("objective", OBJECTIVES),
-            ("distribution", DISTRIBUTIONS),
-            ("align", ALIGNMENTS),
+        for name, value, choices in (  # named as in configs/train.yaml
+            ("objective", self.objective, OBJECTIVES),
+            ("distribution", self.distribution, DISTRIBUTIONS),
+            ("alignment", self.align, ALIGNMENTS),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: choose one of {', '.join(choices)}"
-                )
+            if value not in choices:
+                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
         if self.shift <= 0:
-            raise ValueError(f"shift={self.shift}: must be positive")
+            raise ValueError(f"time_shift={self.shift}: must be positive")
         if self.distribution == "uniform" and self.shift != 1:
             raise ValueError(
-                f"shift={self.shift} shifts logit-normals, not uniform: choose "
+                f"time_shift={self.shift} shifts logit-normals, not uniform: choose "
                 "distribution=logit_normal or plateau_logit_normal"
             )
         for name in ("context_noise", "high_noise", "sra_gap"):

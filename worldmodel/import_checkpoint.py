@@ -255,7 +255,12 @@ def check_fit(source: Checkpoint, ours: ModelConfig) -> ModelConfig:
                 f"{key}={getattr(ours, key)}: choose the same model= or another checkpoint"
             )
     if ours.depth > theirs.depth:
-        raise RunError(f"{source.path} has {theirs.depth} blocks, this model {ours.depth}")
+        part = (
+            ": it is a policy, which keeps the first only"
+            if source.config.get("kind") == "policy"
+            else ""
+        )
+        raise RunError(f"{source.path} has {theirs.depth} blocks, this model {ours.depth}{part}")
     return theirs
 
 

@@ -79,10 +79,13 @@ class Layout:
             raise ValueError(f"layout: every size is at least 1, got {self}")
         spatial, temporal, _ = geometry(self.codec)
         cell = self.patch * spatial
-        if self.future < 0 or self.height % cell or self.width % cell:
+        if self.future < 0:
+            raise ValueError(f"layout.future={self.future}: must not be negative")
+        if self.height % cell or self.width % cell:
             raise ValueError(
-                f"layout: patch={self.patch} times the codec's {spatial} pixels must divide "
-                f"height={self.height} and width={self.width}; future={self.future} >= 0"
+                f"layout.patch={self.patch} of codec {self.codec.kind}'s {spatial} pixels must "
+                f"divide layout.height={self.height} and layout.width={self.width}; "
+                f"try layout.patch={max(1, 16 // spatial)}"
             )
         if self.future % temporal:
             raise ValueError(

@@ -146,7 +146,7 @@ def join(world: World) -> Iterator[World]:
     if "MASTER_ADDR" not in os.environ:
         raise RunError(
             f"parallel={world.mode}: start it with torchrun --standalone --nproc-per-node N, or "
-            "under SLURM with hydra/launcher=slurm"
+            "under SLURM with hydra/launcher=slurm; one process takes parallel=none"
         )
     cuda = world.device.type == "cuda"
     if cuda:

@@ -30,7 +30,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.gpu_memory <= 0 or self.peak <= 0:
-            raise ValueError("gpus, gpu_memory and peak must be positive")
+            raise ValueError("gpus, gpu_memory and peak_flops must be positive")
         if not 0 <= self.reserve < 1 or not 0 < self.mfu <= 1:
             raise ValueError(f"reserve={self.reserve} in 0 .. 1, mfu={self.mfu} above 0, up to 1")
 
@@ -153,7 +153,7 @@ def summary(config: TrainConfig, cluster: Cluster) -> list[str]:
         f"plan (estimated): {mode}, GPUs {cluster.gpus}, batch {config.batch}, "
         f"activation_checkpointing={str(checkpointing).lower()}",
         f"tokens per sample: {length(config.transformer)} ({names})",
-        f"memory per GPU: {_gb(lies.peak(each))} GB with {each} samples at a time, of "
+        f"memory per GPU: {_gb(lies.peak(each))} GB at {each} a time, of "
         f"{_gb(cluster.usable)} usable; {fits} fit",
         f"FLOPs per step: {runs.flops:.3e}",
         f"at {cluster.mfu:.0%} of {cluster.peak:.3g} FLOP/s: {runs.seconds:.3g} s per step, "
