@@ -90,7 +90,10 @@ EMBODIMENTS = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task by its one name: robot, step limit, and one instruction per subtask."""
+    """A task by its one name: robot, step limit, and one instruction per subtask.
+
+    Braces in an instruction stand for what the episode's placement says (envs/tasks.py).
+    """
 
     name: str
     embodiment: str
@@ -118,7 +121,11 @@ TASKS = {
             ("open top drawer", "place apple into top drawer"),
             force_advance_at=100,
         ),
-        Task("pick_coke_can", "google_robot", 80, ("pick coke can",)),
+        # the first draws one of the other three's orientations
+        *(
+            Task(f"pick_{orientation}coke_can", "google_robot", 80, ("pick coke can",))
+            for orientation in ("", "horizontal_", "vertical_", "standing_")
+        ),
         Task("move_near", "google_robot", 80, ("move {source} near {target}",)),
         Task("widowx_carrot_on_plate", "widowx", 60, ("put carrot on plate",)),
         Task("widowx_spoon_on_towel", "widowx", 60, ("put the spoon on the towel",)),
@@ -151,9 +158,9 @@ ALIASES = {
     "google_robot_place_apple_in_closed_top_drawer": "open_drawer_place",
     "PlaceIntoClosedTopDrawerCustomInScene-v0": "open_drawer_place",
     "google_robot_pick_coke_can": "pick_coke_can",
-    "google_robot_pick_horizontal_coke_can": "pick_coke_can",
-    "google_robot_pick_vertical_coke_can": "pick_coke_can",
-    "google_robot_pick_standing_coke_can": "pick_coke_can",
+    "google_robot_pick_horizontal_coke_can": "pick_horizontal_coke_can",
+    "google_robot_pick_vertical_coke_can": "pick_vertical_coke_can",
+    "google_robot_pick_standing_coke_can": "pick_standing_coke_can",
     "GraspSingleOpenedCokeCanInScene-v0": "pick_coke_can",
     "google_robot_move_near": "move_near",
     "google_robot_move_near_v0": "move_near",

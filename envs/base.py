@@ -23,7 +23,7 @@ from selfflow.datasets.spec import (
     Observation,
     Task,
 )
-from selfflow.envs.tasks import RULES, draw_placement
+from selfflow.envs.tasks import RULES, draw_placement, instruction
 
 Info = dict[str, Any]
 
@@ -60,8 +60,10 @@ class Simulator(Protocol):
 
     def privileged(self) -> dict[str, np.ndarray]:
         """State for evaluation only, float32 arrays of fixed shape, world frame:
-        "drawers" (3,) openings of top, middle, bottom in m; "apple" (7,), "tool" (7,), "base" (7,)
-        poses; "apple_grasped" (1,) and "apple_on_drawer_floor" (1,) 0 or 1, read at this step."""
+        "tool" (7,), "base" (7,) poses. Drawer tasks: "drawers" (3,) openings of top, middle, bottom
+        in m; "apple" (7,); "apple_grasped" (1,) and "apple_on_drawer_floor" (1,) 0 or 1, read at
+        this step. Table tasks: "objects" (n, 7), the one to move first; "radii" (n,) in m;
+        "grasped" (1,) and "touches" (1,), which something but the robot, of the first."""
         ...
 
     def camera_info(self) -> dict[str, dict[str, np.ndarray]]:
@@ -131,6 +133,7 @@ class RobotEnv(gymnasium.Env):
             raise ValueError(f"placement: no such entry {unknown}; have {', '.join(placement)}")
         placement |= given
         draws = placement | self.simulator.reset(placement, rng)
+        self._start = placement
         self._steps = self._clipped = self._ik_failed = self.subtask = 0
         self._rules.reset(self.simulator.privileged())
         info = self._info() | {
@@ -188,7 +191,7 @@ class RobotEnv(gymnasium.Env):
         return {
             "images": self.simulator.render(),
             "proprio": np.asarray(self.simulator.proprio(), np.float32),
-            "instruction": self.task.instructions[self.subtask],
+            "instruction": instruction(self.task, self.subtask, self._start),
         }
 
     def _info(self) -> Info:

@@ -30,19 +30,8 @@ OPEN, CLOSED = 1.0, 0.0
 LEAN = 0.3  # rad, of the grasp
 
 
-class DrawerExpert:
-    """Opens or closes one drawer, or opens the top one and places the apple in it."""
-
-    def __init__(self, task: Task) -> None:
-        family = task.name.split("_")[0]
-        if family not in ("open", "close"):
-            raise UserError(
-                f"no scripted expert for {task.name}; there is one for the drawer tasks"
-            )
-        self._task, self._closes = task, family == "close"
-        self._drawer = 0
-        if task.name != "open_drawer_place":
-            self._drawer = next(i for i, d in enumerate(DRAWERS) if d in task.name)
+class Waypoints:
+    """A plan that acts through the 7-D action; subclasses write it as a generator (`_script`)."""
 
     def reset(self) -> None:
         """Call at the start of every episode."""
@@ -60,11 +49,68 @@ class DrawerExpert:
         tool, base = (privileged[k].astype(np.float64) for k in ("tool", "base"))
         self._p, self._q = tool[:3], tool[3:]
         self._base_p, self._base_q = base[:3], base[3:]
+
+    def _script(self) -> Iterator[Command]:
+        raise NotImplementedError
+
+    def _go(
+        self,
+        target,
+        turn: np.ndarray,
+        opening: float,
+        tolerance: float,
+        angle: float = 9.0,
+        steps: int = 25,
+    ) -> Move:
+        """Commands until the tool is within tolerance (m) and angle (rad); False after `steps`.
+
+        Near the edge of the workspace a large command has no inverse kinematics and the arm holds:
+        while nothing moves the command is halved, down to a fifth.
+        """
+        target, scale, last = np.asarray(target, np.float64), 1.0, self._p
+        for _ in range(steps):
+            off = np.linalg.norm(target - self._p)
+            turned = np.linalg.norm(to_axis_angle(compose(turn, inverse(self._q))))
+            if off < tolerance and turned < angle:
+                return True
+            yield self._command(target, turn, opening, scale)
+            moved = np.linalg.norm(self._p - last)
+            scale = max(0.2, scale / 2) if moved < 5e-4 else min(1.0, scale * 2)
+            last = self._p
+        return False
+
+    def _command(self, target, turn: np.ndarray, opening: float, scale: float = 1.0) -> Command:
+        """One action towards a tool pose, within the largest move and turn of a step."""
+        move = np.asarray(target, np.float64) - self._p
+        spin = to_axis_angle(compose(turn, inverse(self._q)))
+        move *= scale * min(1.0, MAX_MOVE / max(np.linalg.norm(move), 1e-9))
+        spin *= scale * min(1.0, MAX_TURN / max(np.linalg.norm(spin), 1e-9))
+        to_base = inverse(self._base_q)
+        return np.array([*rotate(to_base, move), *rotate(to_base, spin), opening]), False
+
+    def _hold(self, opening: float) -> Command:
+        return np.array([0.0] * 6 + [opening]), False
+
+
+class DrawerExpert(Waypoints):
+    """Opens or closes one drawer, or opens the top one and places the apple in it."""
+
+    def __init__(self, task: Task) -> None:
+        family = task.name.split("_")[0]
+        if family not in ("open", "close"):
+            raise UserError(
+                f"no scripted expert for {task.name}; there is one for the drawer tasks"
+            )
+        self._task, self._closes = task, family == "close"
+        self._drawer = 0
+        if task.name != "open_drawer_place":
+            self._drawer = next(i for i, d in enumerate(DRAWERS) if d in task.name)
+
+    def _see(self, privileged: dict[str, np.ndarray]) -> None:
+        super()._see(privileged)
         self._opening = float(privileged["drawers"][self._drawer])
         self._apple = privileged["apple"][:3].astype(np.float64)
         self._placed = bool(privileged["apple_on_drawer_floor"][0])
-
-    # --- plans -----------------------------------------------------------------------------------
 
     def _script(self) -> Iterator[Command]:
         if self._closes:
@@ -144,46 +190,6 @@ class DrawerExpert:
             yield from self._go(np.add(over, (0, 0, 0.10)), home, OPEN, tolerance=0.04, steps=5)
             if self._apple[2] < 0.80:
                 return
-
-    # --- moves -----------------------------------------------------------------------------------
-
-    def _go(
-        self,
-        target,
-        turn: np.ndarray,
-        opening: float,
-        tolerance: float,
-        angle: float = 9.0,
-        steps: int = 25,
-    ) -> Move:
-        """Commands until the tool is within tolerance (m) and angle (rad); False after `steps`.
-
-        Near the edge of the workspace a large command has no inverse kinematics and the arm holds:
-        while nothing moves the command is halved, down to a fifth.
-        """
-        target, scale, last = np.asarray(target, np.float64), 1.0, self._p
-        for _ in range(steps):
-            off = np.linalg.norm(target - self._p)
-            turned = np.linalg.norm(to_axis_angle(compose(turn, inverse(self._q))))
-            if off < tolerance and turned < angle:
-                return True
-            yield self._command(target, turn, opening, scale)
-            moved = np.linalg.norm(self._p - last)
-            scale = max(0.2, scale / 2) if moved < 5e-4 else min(1.0, scale * 2)
-            last = self._p
-        return False
-
-    def _command(self, target, turn: np.ndarray, opening: float, scale: float = 1.0) -> Command:
-        """One action towards a tool pose, within the largest move and turn of a step."""
-        move = np.asarray(target, np.float64) - self._p
-        spin = to_axis_angle(compose(turn, inverse(self._q)))
-        move *= scale * min(1.0, MAX_MOVE / max(np.linalg.norm(move), 1e-9))
-        spin *= scale * min(1.0, MAX_TURN / max(np.linalg.norm(spin), 1e-9))
-        to_base = inverse(self._base_q)
-        return np.array([*rotate(to_base, move), *rotate(to_base, spin), opening]), False
-
-    def _hold(self, opening: float) -> Command:
-        return np.array([0.0] * 6 + [opening]), False
 
     def _pitched(self, pitch: float) -> np.ndarray:
         """Tool pointing at the cabinet and down by `pitch`, fingers closing along y.

@@ -1,34 +1,22 @@
 """The Google robot on SAPIEN 3: joints, gains, contact materials and the 3 Hz pose controller.
 
-Joints are matched by name throughout: SAPIEN 3 orders them otherwise than SIMPLER's SAPIEN 2 did.
 Legend: N substeps, J arm joints (9, the head included).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sapien
 from jaxtyping import Float
 
-from selfflow.datasets.rotations import canonical
+from selfflow.envs.arm import Arm, Joint
 from selfflow.envs.trajectory import JerkLimited
 
 CONTROL_HZ, PHYSICS_HZ = 3, 513
 SUBSTEPS = PHYSICS_HZ // CONTROL_HZ
 BASE_HEIGHT = 0.06205 + 0.017
 TOOL, CAMERA = "link_gripper_tcp", "link_camera"
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Start angle (rad) and drive: stiffness (N m/rad), damping (N m s/rad), force limit (N m)."""
-
-    start: float
-    stiffness: float
-    damping: float
-    force: float
 
 
 ARM = {
@@ -52,8 +40,9 @@ FINGERS = {
 FINGER_ARMATURE = 0.02
 # A gripping finger stands still, but PhysX 4 reports 0.1 to 0.3 rad/s for it in the original's
 # traces. SIMPLER's next path starts from that, and its speed target keeps the grip. PhysX 5 reports
-# 0, with which the grip would let go at the start of every control step.
-GRIP_SPEED = 0.17
+# 0, with which the grip would let go at the start of every control step. The lighter the thing, the
+# more: with a coke can of 40 g it is 0.8 to 3 rad/s, cut to the path's limit.
+GRIP_SPEED, LIGHT_GRIP_SPEED = 0.17, 1.0  # 0.2 kg or more; 0.06 kg or less
 HELD_LAG = 0.05  # rad behind the last drive target; a free finger is within 0.002
 TOUCHING = 1.05  # rad; beyond it the fingers meet each other, where PhysX 4 reports no speed either
 FINGER_LIMIT = 1.3  # rad, the joints' upper limit; opening 0
@@ -82,81 +71,27 @@ class Drives:
     finger_speed: Float[np.ndarray, "N 2"]
 
 
-class GoogleRobot:
+class GoogleRobot(Arm):
     """The robot in a scene. Poses are in its base frame unless a name says world."""
 
     def __init__(self, scene: sapien.Scene, urdf: Path, base: sapien.Pose) -> None:
-        loader = scene.create_urdf_loader()
-        loader.fix_root_link = True
-        loader.load_multiple_collisions_from_file = True
-        for link, (material, patch) in MATERIALS.items():
-            loader.set_link_material(link, *material)
-            loader.set_link_patch_radius(link, patch)
-            loader.set_link_min_patch_radius(link, patch)
-        self.body = loader.load(str(urdf))
-        for link in self.body.links:
-            link.disable_gravity = True  # stands for SIMPLER's gravity compensation
-        self.joints = {j.name: j for j in self.body.active_joints}
-        self.links = {link.name: link for link in self.body.links}
-        order = list(self.joints)
-        self._arm = [order.index(name) for name in ARM]
-        self._fingers = [order.index(name) for name in FINGERS]
-        start = np.zeros(len(order))
-        for name, joint in (ARM | FINGERS).items():
-            self.joints[name].set_drive_properties(
-                joint.stiffness, joint.damping, joint.force, "force"
-            )
-            self.joints[name].set_friction(0.0)
-            start[order.index(name)] = joint.start
+        super().__init__(scene, urdf, base, ARM, FINGERS, MATERIALS, TOOL, several_hulls=True)
         for name in FINGERS:
             self.joints[name].set_armature(np.array([FINGER_ARMATURE], np.float32))
         # With one velocity iteration, as elsewhere, PhysX 5 reports speeds of 10 rad/s for fingers
         # that rest on each other, and the fingers' next path starts from their speed.
         self.body.set_solver_velocity_iterations(0)
-        self.body.set_root_pose(base)
-        self.body.set_qpos(start)
-        self.body.set_qvel(np.zeros(len(order)))
-        self._model: Any = self.body.create_pinocchio_model()  # type: ignore[call-arg]
-        self._ik_mask = np.isin(np.arange(len(order)), self._arm).astype(np.int32)
-        self._tool_index = self.body.links.index(self.links[TOOL])
         self._arm_path = JerkLimited(len(ARM), velocity=1.5, acceleration=2.0, jerk=50.0)
         self._arm_path.reset(self.arm_angles)
         self.arm_drive = self.arm_angles  # last targets (rad), before the limits
         self._finger_path = JerkLimited(len(FINGERS), velocity=1.0, acceleration=7.0, jerk=50.0)
         self.finger_drive = self.finger_angles
+        self.grip_speed = GRIP_SPEED  # rad/s, by the weight of what is there to grip
         self._times = np.arange(1, SUBSTEPS + 1) / PHYSICS_HZ
-
-    @property
-    def arm_angles(self) -> Float[np.ndarray, "9"]:
-        """Sensed angles (rad) in the order of ARM."""
-        return np.asarray(self.body.get_qpos(), np.float64)[self._arm]
-
-    @property
-    def finger_angles(self) -> Float[np.ndarray, "2"]:
-        """Sensed angles (rad): right, left; 0 = open."""
-        return np.asarray(self.body.get_qpos(), np.float64)[self._fingers]
 
     def opening(self) -> float:
         """Gripper opening in [0, 1]: 1 - mean finger angle / limit; 0.17 when closed on nothing."""
         return float(np.clip(1.0 - self.finger_angles.mean() / FINGER_LIMIT, 0.0, 1.0))
-
-    def tool_pose(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "4"]]:
-        """Position and canonical quaternion wxyz of link_gripper_tcp."""
-        pose = self.body.get_root_pose().inv() * self.links[TOOL].entity_pose
-        return np.asarray(pose.p, np.float64), canonical(np.asarray(pose.q, np.float64))
-
-    def inverse_kinematics(
-        self, position: Float[np.ndarray, "3"], quaternion: Float[np.ndarray, "4"]
-    ) -> Float[np.ndarray, "9"] | None:
-        """Arm angles that put the tool there, from the present ones; None where none were found."""
-        angles, found, _ = self._model.compute_inverse_kinematics(
-            self._tool_index,
-            sapien.Pose(position.tolist(), quaternion.tolist()),
-            initial_qpos=np.asarray(self.body.get_qpos(), np.float64),
-            active_qmask=self._ik_mask,
-            max_iterations=100,
-        )
-        return np.asarray(angles, np.float64)[self._arm] if found else None
 
     def plan(
         self,
@@ -173,9 +108,9 @@ class GoogleRobot:
         fingers, finger_speed = self._finger_path.plan(finger_goal, self._times)
         self.finger_drive = fingers[-1]
         # PhysX 4 drives towards no angle beyond a joint's limit, PhysX 5 does.
-        low, high = np.asarray(self.body.get_qlimits(), np.float64).T
-        arm = np.clip(arm, low[self._arm], high[self._arm])
-        fingers = np.clip(fingers, low[self._fingers], high[self._fingers])
+        of_arm, of_fingers = self.limits()
+        arm = np.clip(arm, *of_arm.T)
+        fingers = np.clip(fingers, *of_fingers.T)
         return Drives(arm, fingers, finger_speed), goal is not None
 
     def _finger_speed(self) -> Float[np.ndarray, "2"]:
@@ -186,7 +121,7 @@ class GoogleRobot:
             self.finger_angles,
         )
         held = (self.finger_drive - angles > HELD_LAG) & (angles.mean() < TOUCHING)
-        return np.where(held, np.maximum(speed, GRIP_SPEED), speed)
+        return np.where(held, np.maximum(speed, self.grip_speed), speed)
 
     def drive(self, drives: Drives, n: int) -> None:
         """Sets the drive targets of substep n."""

@@ -1,44 +1,209 @@
-"""SIMPLER's drawer scene on SAPIEN 3: cabinet, apple, light, camera and photograph.
+"""SIMPLER's scenes on SAPIEN 3: what all have in common, the Google robot's, and the drawers'.
 
 World frame, metres; the numbers are SIMPLER's (docs/simpler.md). Scenes are built anew for every
 episode, without which the same start does not give the same contacts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import sapien
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from selfflow.envs.google_robot import BASE_HEIGHT, CAMERA, PHYSICS_HZ, GoogleRobot
+from selfflow.envs.arm import Arm
+from selfflow.envs.google_robot import (
+    BASE_HEIGHT,
+    CAMERA,
+    FINGER_LINKS,
+    PHYSICS_HZ,
+    GoogleRobot,
+)
 from selfflow.envs.simpler_assets import asset, model_files, robot_urdf, station_urdf
 from selfflow.envs.tasks import DRAWERS
 
+Body = sapien.physx.PhysxRigidDynamicComponent
+Robot = TypeVar("Robot", bound=Arm)
+
 CABINET = (-0.295, 0.0, 0.017)
 FLOOR = 0.017
-APPLE, APPLE_TABLE = "baked_apple_v2", "info_pick_custom_baked_tex_v1.json"
+APPLE, OBJECT_TABLE = "baked_apple_v2", "info_pick_custom_baked_tex_v1.json"
 TABLE_HEIGHT = 0.87
+DROP = 0.5  # m above the table
 DRAWER_FLOOR = 2  # index of the drawer floor among a drawer's collision shapes
 TOUCH = 1e-6  # N s; a smaller contact impulse is none
+GRASP_CONE = np.deg2rad(80)  # about the closing direction
 CAMERA_POSE = sapien.Pose(q=[0.5, 0.5, -0.5, 0.5])  # on link_camera
 FOCAL, IMAGE = 425.0, (512, 640)  # px at this (height, width)
 
 
-def configure_physics() -> None:
+def configure_physics(contact_offset: float = 0.02) -> None:
     """SIMPLER's PhysX settings; they are global and apply to scenes made from now on."""
     physx = sapien.physx
     physx.set_scene_config(enable_pcm=False, enable_tgs=True)
     physx.set_body_config(solver_position_iterations=25, solver_velocity_iterations=1)
-    physx.set_shape_config(contact_offset=0.02)
+    physx.set_shape_config(contact_offset=contact_offset)
     physx.set_default_material(1.0, 1.0, 0.0)
 
 
-class DrawerScene:
-    """One episode's scene. `photo` covers all that is not robot, cabinet or apple."""
+class SimplerScene(Generic[Robot]):
+    """One episode's scene; subclasses add what the robot handles, then robot and camera.
+
+    `photo` covers all that is not robot or handled, whose entities' ids are in `_shown`.
+    """
+
+    robot: Robot
+    camera: sapien.render.RenderCameraComponent
+    _shown: Int[np.ndarray, "n"]
+    fingers: Mapping[str, Sequence[str]]  # links of the "right" and "left" finger, the first a tip
+
+    def __init__(
+        self,
+        renderer: sapien.render.RenderSystem,
+        photo: UInt8[np.ndarray, "H W 3"] | None,
+        hz: int,
+        contact_offset: float,
+    ) -> None:
+        configure_physics(contact_offset)
+        self.physics = sapien.physx.PhysxCpuSystem()
+        self._hz = hz
+        self.physics.timestep = 1.0 / hz
+        self.scene = sapien.Scene([self.physics, renderer])
+        self._photo = photo
+
+    def settle(self, bodies: Sequence[Body]) -> None:
+        """Lets dropped objects come to rest, unable to tip at first; the robot is not there yet."""
+        for body in bodies:
+            body.set_locked_motion_axes([False, False, False, True, True, False])
+        self._wait(0.5)
+        for body in bodies:
+            body.set_locked_motion_axes([False] * 6)
+            body.set_linear_velocity((0.0, 0.0, 0.0))
+            body.set_angular_velocity((0.0, 0.0, 0.0))
+        self._wait(0.5)
+        speed = sum(np.linalg.norm(body.linear_velocity) for body in bodies)
+        turning = sum(np.linalg.norm(body.angular_velocity) for body in bodies)
+        if speed > 1e-3 or turning > 1e-2:
+            self._wait(1.5)
+
+    def _wait(self, seconds: float) -> None:
+        for _ in range(int(self._hz * seconds)):
+            self.scene.step()
+
+    def picture(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The camera's picture, with the photograph behind what is simulated."""
+        self.scene.update_render()
+        self.camera.take_picture()
+        colour = self.camera.get_picture("Color")[..., :3]
+        image = np.clip(colour * 255, 0, 255).astype(np.uint8)
+        if self._photo is None:
+            return image
+        ids = self.camera.get_picture("Segmentation")[..., 1]
+        return np.where(np.isin(ids, self._shown)[..., None], image, self._photo)
+
+    def impulse_on(
+        self, body: Body, others: Sequence[object], shape: int | None = None
+    ) -> Float[np.ndarray, "3"]:
+        """Sum of the contact impulses (N s, world) that others gave the body in the last substep;
+        of their collision shape of that index alone if one is given."""
+        total = np.zeros(3)
+        for contact in self.physics.get_contacts():
+            a, b = contact.bodies
+            if body not in (a, b):
+                continue
+            other, part, sign = (b, 1, 1.0) if a == body else (a, 0, -1.0)
+            if other not in others:
+                continue
+            if shape is not None and contact.shapes[part] != other.collision_shapes[shape]:
+                continue
+            total += sign * np.sum([point.impulse for point in contact.points], axis=0)
+        return total
+
+    def touches(self, body: Body, *ignored: Body) -> bool:
+        """Whether anything but the robot and what is ignored touches the body."""
+        fine = [*self.robot.body.links, *ignored]
+        for contact in self.physics.get_contacts():
+            if body in contact.bodies and not any(b in fine for b in contact.bodies):
+                impulse = np.sum([point.impulse for point in contact.points], axis=0)
+                if np.linalg.norm(impulse) > TOUCH:
+                    return True
+        return False
+
+    def grasped(self, body: Body) -> bool:
+        """Both fingers press on the body, each within 80° of the closing direction."""
+        links = self.robot.links
+        tips = {
+            side: np.asarray(links[names[0]].entity_pose.p) for side, names in self.fingers.items()
+        }
+        closing = tips["left"] - tips["right"]
+        closing /= np.linalg.norm(closing)
+        for side, direction in (("right", closing), ("left", -closing)):
+            push = self.impulse_on(body, [links[name] for name in self.fingers[side]])
+            size = np.linalg.norm(push)
+            if size <= TOUCH or push @ direction < np.cos(GRASP_CONE) * size:
+                return False
+        return True
+
+
+class GoogleScene(SimplerScene[GoogleRobot]):
+    """A scene with the Google robot."""
+
+    fingers = {side: (names[1], names[0], names[2]) for side, names in FINGER_LINKS.items()}  # noqa: RUF012
+
+    def __init__(
+        self,
+        renderer: sapien.render.RenderSystem,
+        photo: UInt8[np.ndarray, "H W 3"] | None,
+        contact_offset: float = 0.02,
+    ) -> None:
+        super().__init__(renderer, photo, PHYSICS_HZ, contact_offset)
+
+    def add_robot(
+        self,
+        base: tuple[float, float, float],
+        urdf_version: str,
+        size: tuple[int, int],
+        handled: Sequence[sapien.Entity],
+    ) -> None:
+        """Puts the robot at x, y, yaw, with its camera (height, width), before what it handles."""
+        x, y, yaw = base
+        # SIMPLER's robot faces -x: a turn of 180° about z before the yaw.
+        turn = [-np.sin(yaw / 2), 0.0, 0.0, np.cos(yaw / 2)]
+        self.robot = GoogleRobot(
+            self.scene, robot_urdf(urdf_version), sapien.Pose([x, y, BASE_HEIGHT], turn)
+        )
+        self.camera = self._mount_camera(size)
+        shown = [*(link.entity for link in self.robot.body.links), *handled]
+        self._shown = np.array([entity.per_scene_id for entity in shown])
+
+    def _mount_camera(self, size: tuple[int, int]) -> sapien.render.RenderCameraComponent:
+        (height, width), focal = size, FOCAL * size[1] / IMAGE[1]
+        mount = self.robot.links[CAMERA].entity
+        camera = self.scene.add_mounted_camera(
+            "overhead_camera", mount, CAMERA_POSE, width, height, fovy=1.0, near=0.01, far=10.0
+        )
+        camera.set_perspective_parameters(0.01, 10.0, focal, focal, width / 2, height / 2, 0.0)
+        return camera
+
+    def drop(
+        self,
+        name: str,
+        xy: tuple[float, float],
+        turn: Sequence[float] = (1.0, 0.0, 0.0, 0.0),
+        density: float | None = None,
+    ) -> Body:
+        """An object above the table; kg/m³ from SIMPLER's object table unless given."""
+        if density is None:
+            density = object_density(asset("data", "custom", OBJECT_TABLE), name)
+        pose = sapien.Pose([*xy, TABLE_HEIGHT + DROP], list(turn))
+        return build_object(self.scene, name, pose, density)
+
+
+class DrawerScene(GoogleScene):
+    """The three-drawer cabinet, with the apple on it where a place for it is given."""
 
     def __init__(
         self,
@@ -50,25 +215,16 @@ class DrawerScene:
         size: tuple[int, int],
         photo: UInt8[np.ndarray, "H W 3"] | None,
     ) -> None:
-        configure_physics()
-        self.physics = sapien.physx.PhysxCpuSystem()
-        self.physics.timestep = 1.0 / PHYSICS_HZ
-        self.scene = sapien.Scene([self.physics, renderer])
+        super().__init__(renderer, photo)
         _add_light(self.scene)
         _add_floor(self.scene)
         self._load_cabinet(openings)
-        self.apple = None if apple is None else self._drop_apple(apple)
-        x, y, yaw = base
-        # SIMPLER's robot faces -x: a turn of 180° about z before the yaw.
-        turn = [-np.sin(yaw / 2), 0.0, 0.0, np.cos(yaw / 2)]
-        self.robot = GoogleRobot(
-            self.scene, robot_urdf(urdf_version), sapien.Pose([x, y, BASE_HEIGHT], turn)
-        )
-        self.camera = self._mount_camera(size)
-        self._photo = photo
-        shown = [link.entity for link in (*self.robot.body.links, *self.cabinet.links)]
-        shown += [self.apple.entity] if self.apple else []
-        self._shown = np.array([entity.per_scene_id for entity in shown])
+        self.apple = None if apple is None else self.drop(APPLE, apple)
+        if self.apple:
+            self.settle([self.apple])
+        handled = [link.entity for link in self.cabinet.links]
+        handled += [self.apple.entity] if self.apple else []
+        self.add_robot(base, urdf_version, size, handled)
 
     def _load_cabinet(self, openings: Sequence[float]) -> None:
         loader = self.scene.create_urdf_loader()
@@ -86,88 +242,37 @@ class DrawerScene:
         links = {link.name: link for link in self.cabinet.links}
         self._top_drawer = links["top_drawer"]
 
-    def _drop_apple(self, xy: tuple[float, float]) -> sapien.physx.PhysxRigidDynamicComponent:
-        """Drops the apple on the cabinet and lets it settle; the robot is not there yet."""
-        visual, collision = model_files(APPLE)
-        builder = self.scene.create_actor_builder()
-        material = sapien.physx.PhysxMaterial(0.5, 0.5, 0.0)
-        density = apple_density(asset("data", "custom", APPLE_TABLE))
-        builder.add_multiple_convex_collisions_from_file(
-            str(collision), material=material, density=density
-        )
-        builder.add_visual_from_file(str(visual))
-        builder.set_initial_pose(sapien.Pose([*xy, TABLE_HEIGHT + 0.5]))
-        entity = builder.build(name=APPLE)
-        _light_up(entity)
-        body = _component(entity, sapien.physx.PhysxRigidDynamicComponent)
-        body.linear_damping = body.angular_damping = 0.1
-        body.set_locked_motion_axes([False, False, False, True, True, False])
-        self._wait(0.5)
-        body.set_locked_motion_axes([False] * 6)
-        body.set_linear_velocity((0.0, 0.0, 0.0))
-        body.set_angular_velocity((0.0, 0.0, 0.0))
-        self._wait(0.5)
-        speed, turning = np.linalg.norm(body.linear_velocity), np.linalg.norm(body.angular_velocity)
-        if speed > 1e-3 or turning > 1e-2:
-            self._wait(1.5)
-        return body
-
-    def _wait(self, seconds: float) -> None:
-        for _ in range(int(PHYSICS_HZ * seconds)):
-            self.scene.step()
-
-    def _mount_camera(self, size: tuple[int, int]) -> sapien.render.RenderCameraComponent:
-        (height, width), focal = size, FOCAL * size[1] / IMAGE[1]
-        mount = self.robot.links[CAMERA].entity
-        camera = self.scene.add_mounted_camera(
-            "overhead_camera", mount, CAMERA_POSE, width, height, fovy=1.0, near=0.01, far=10.0
-        )
-        camera.set_perspective_parameters(0.01, 10.0, focal, focal, width / 2, height / 2, 0.0)
-        return camera
-
-    def picture(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The overhead camera's picture, with the photograph behind what is simulated."""
-        self.scene.update_render()
-        self.camera.take_picture()
-        colour = self.camera.get_picture("Color")[..., :3]
-        image = np.clip(colour * 255, 0, 255).astype(np.uint8)
-        if self._photo is None:
-            return image
-        ids = self.camera.get_picture("Segmentation")[..., 1]
-        return np.where(np.isin(ids, self._shown)[..., None], image, self._photo)
-
     def drawers(self) -> Float[np.ndarray, "3"]:
         """Openings of the top, middle and bottom drawer (m)."""
         return np.asarray(self.cabinet.get_qpos(), np.float64)[self._drawer_order]
-
-    def impulse_on_apple(
-        self, bodies: Sequence[object], shape: int | None = None
-    ) -> Float[np.ndarray, "3"]:
-        """Sum of the contact impulses (N s, world) that these bodies gave the apple in the last
-        substep; of their collision shape of that index alone if one is given."""
-        total = np.zeros(3)
-        for contact in self.physics.get_contacts():
-            a, b = contact.bodies
-            if self.apple not in (a, b):
-                continue
-            other, part, sign = (b, 1, 1.0) if a == self.apple else (a, 0, -1.0)
-            if other not in bodies:
-                continue
-            if shape is not None and contact.shapes[part] != other.collision_shapes[shape]:
-                continue
-            total += sign * np.sum([point.impulse for point in contact.points], axis=0)
-        return total
 
     def apple_on_drawer_floor(self) -> bool:
         """Whether the apple touches the top drawer's floor."""
         if self.apple is None:
             return False
-        return bool(np.linalg.norm(self.impulse_on_apple([self._top_drawer], DRAWER_FLOOR)) > TOUCH)
+        push = self.impulse_on(self.apple, [self._top_drawer], DRAWER_FLOOR)
+        return bool(np.linalg.norm(push) > TOUCH)
 
 
-def apple_density(table: Path) -> float:
-    """kg/m³ from SIMPLER's object table."""
-    return float(json.loads(table.read_text())[APPLE]["density"])
+def build_object(scene: sapien.Scene, name: str, pose: sapien.Pose, density: float) -> Body:
+    """One of SIMPLER's movable objects, free to move, of this density (kg/m³)."""
+    visual, collision = model_files(name)
+    builder = scene.create_actor_builder()
+    builder.add_multiple_convex_collisions_from_file(
+        str(collision), material=sapien.physx.PhysxMaterial(0.5, 0.5, 0.0), density=density
+    )
+    builder.add_visual_from_file(str(visual))
+    builder.set_initial_pose(pose)
+    entity = builder.build(name=name)
+    light_up(entity)
+    body = component(entity, Body)
+    body.linear_damping = body.angular_damping = 0.1
+    return body
+
+
+def object_density(table: Path, name: str) -> float:
+    """kg/m³ from one of SIMPLER's object tables."""
+    return float(json.loads(table.read_text())[name]["density"])
 
 
 def load_photo(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
@@ -196,9 +301,23 @@ def _add_floor(scene: sapien.Scene) -> None:
     builder.build_static(name="floor")
 
 
-def _light_up(entity: sapien.Entity) -> None:
+def finish(
+    entity: sapien.Entity, specular: float, roughness: float, metallic: float | None = None
+) -> None:
+    """Surface of everything drawn of an entity."""
+    if entity.find_component_by_type(sapien.render.RenderBodyComponent) is None:
+        return
+    for shape in component(entity, sapien.render.RenderBodyComponent).render_shapes:
+        for part in shape.parts:
+            part.material.set_specular(specular)
+            part.material.set_roughness(roughness)
+            if metallic is not None:
+                part.material.set_metallic(metallic)
+
+
+def light_up(entity: sapien.Entity) -> None:
     """Makes baked colours visible: they are in the emission texture, which SAPIEN 3 scales by 0."""
-    for shape in _component(entity, sapien.render.RenderBodyComponent).render_shapes:
+    for shape in component(entity, sapien.render.RenderBodyComponent).render_shapes:
         for part in shape.parts:
             if part.material.emission_texture is not None:
                 part.material.set_emission([1.0, 1.0, 1.0, 1.0])
@@ -207,7 +326,7 @@ def _light_up(entity: sapien.Entity) -> None:
 Kind = TypeVar("Kind", bound=sapien.Component)
 
 
-def _component(entity: sapien.Entity, kind: type[Kind]) -> Kind:
+def component(entity: sapien.Entity, kind: type[Kind]) -> Kind:
     found = entity.find_component_by_type(kind)
     if not isinstance(found, kind):
         raise TypeError(f"{entity.name} has no {kind.__name__}")

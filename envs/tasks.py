@@ -1,12 +1,15 @@
 """Success rules and start placements of the tasks, on a simulator's privileged state alone.
 
 The rules are SIMPLER's (shared by every backend); placements are either the twin's `mild` ranges or
-SIMPLER's visual-matching grid. World frame, metres; the cabinet stands at (-0.295, 0).
+SIMPLER's visual-matching grid. World frame, metres; the cabinet stands at (-0.295, 0). Drawers are
+here, the others in envs/table_tasks.py and envs/bridge_tasks.py.
 """
 
 import numpy as np
 
 from selfflow.datasets.spec import Task
+from selfflow.envs.bridge_tasks import BRIDGE_RULES, draw_bridge_placement
+from selfflow.envs.table_tasks import TABLE_RULES, draw_table_placement, words
 
 Privileged = dict[str, np.ndarray]
 DRAWERS = ("top", "middle", "bottom")
@@ -38,6 +41,10 @@ def draw_placement(
     task: Task, kind: str, rng: np.random.Generator, seed: int | None
 ) -> dict[str, float]:
     """Start placement: `mild` draws from ranges, `grid` takes SIMPLER's cell seed mod cells."""
+    if task.name in TABLE_RULES:
+        return draw_table_placement(task, kind, rng, seed)
+    if task.name in BRIDGE_RULES:
+        return draw_bridge_placement(task, kind, rng, seed)
     closed = not task.name.startswith("close_")
     drawers = {f"drawer_{d}": 0.0 if closed or d not in task.name else 0.2 for d in DRAWERS}
     if kind == "mild":
@@ -106,7 +113,13 @@ class OpenDrawerPlaceRules:
         }
 
 
-RULES = {
+def instruction(task: Task, subtask: int, placement: dict[str, float]) -> str:
+    """What the robot is told, with the names of the placement's objects."""
+    return task.instructions[subtask].format(**words(placement))
+
+
+DRAWER_RULES = {
     **{f"{verb}_{d}_drawer": DrawerRules for verb in ("open", "close") for d in DRAWERS},
     "open_drawer_place": OpenDrawerPlaceRules,
 }
+RULES = {**DRAWER_RULES, **TABLE_RULES, **BRIDGE_RULES}

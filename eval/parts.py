@@ -20,9 +20,11 @@ from selfflow.datasets.spec import (
     task_named,
 )
 from selfflow.envs.base import RobotEnv
-from selfflow.envs.expert import DrawerExpert
 from selfflow.envs.gripper import GRIPPERS
-from selfflow.envs.tasks import RULES
+from selfflow.envs.simpler import SHADERS
+from selfflow.envs.simpler_assets import URDF_VERSIONS
+from selfflow.envs.simpler_expert import expert_for
+from selfflow.envs.tasks import DRAWER_RULES, RULES
 from selfflow.policies.base import Policy
 from selfflow.policies.scripted import HoldStill, RandomWalk
 
@@ -48,6 +50,9 @@ class RolloutConfig:
     workers: int
     videos: int
     out: str
+    urdf_version: str = "recolor_cabinet_visual_matching_1"
+    shader: str = "ibl"
+    suite: str | None = None
 
     @property
     def spec(self) -> Task:
@@ -66,7 +71,8 @@ class RolloutConfig:
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share so that one may continue the other."""
-        free = ("episodes", "workers", "videos", "out")  # none changes an episode
+        free = ["episodes", "workers", "videos", "out", "suite"]  # none changes an episode
+        free += [] if self.backend == "simpler" else ["urdf_version", "shader"]
         known = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
         known["task"] = self.spec.name
         known["checkpoint"] = self._fingerprint() if self.policy == "checkpoint" else None
@@ -86,11 +92,17 @@ class RolloutConfig:
 def check(config: RolloutConfig) -> None:
     """Raises UserError for whatever can be wrong before work begins."""
     task = config.spec
-    if task.name not in RULES:
-        raise UserError(f"task={task.name}: not built yet; choose one of {', '.join(RULES)}")
     one_of("backend", config.backend, BACKENDS)
+    have = tasks_of(config.backend)
+    if task.name not in have:
+        raise UserError(
+            f"task={task.name}: not built yet with backend={config.backend}; "
+            f"choose one of {', '.join(have)}"
+        )
     one_of("placement", config.placement, PLACEMENTS)
     one_of("gripper", config.gripper, GRIPPERS)
+    one_of("urdf_version", config.urdf_version, URDF_VERSIONS)
+    one_of("shader", config.shader, SHADERS)
     if config.gripper != "opening" and config.backend != "simpler":
         raise UserError(
             f"gripper={config.gripper}: only with backend=simpler; choose that, or gripper=opening"
@@ -107,9 +119,15 @@ def check(config: RolloutConfig) -> None:
         _load(config, task.embodiment)
 
 
+def tasks_of(backend: str) -> tuple[str, ...]:
+    """Names of the tasks that the simulator has: the twin and the fake stand at the cabinet."""
+    return tuple(RULES if backend == "simpler" else DRAWER_RULES)
+
+
 def make_env(config: RolloutConfig) -> RobotEnv:
     """The task in the config's simulator."""
-    options = {"gripper": config.gripper} if config.backend == "simpler" else {}
+    names = ("gripper", "urdf_version", "shader") if config.backend == "simpler" else ()
+    options = {name: getattr(config, name) for name in names}
     return BACKENDS[config.backend](config.spec, config.placement, **options)
 
 
@@ -124,7 +142,7 @@ class Expert:
 
     def __init__(self, env: RobotEnv) -> None:
         self.embodiment = env.embodiment.name
-        self._env, self._expert = env, DrawerExpert(env.task)
+        self._env, self._expert = env, expert_for(env.task)
 
     def reset(self, seed: int | None = None) -> None:
         """Starts its plan anew; it draws nothing at random."""
@@ -146,14 +164,14 @@ def _mujoco(task: Task, placement: str) -> RobotEnv:
     return make_mujoco(task, placement)
 
 
-def _simpler(task: Task, placement: str, gripper: str = "opening") -> RobotEnv:
+def _simpler(task: Task, placement: str, **options: Any) -> RobotEnv:
     try:
         from selfflow.envs.simpler import make_simpler
     except ModuleNotFoundError as e:
         if e.name != "sapien":
             raise
         raise UserError("backend=simpler: SAPIEN is not installed; run make simpler-setup") from e
-    return make_simpler(task, placement, gripper=gripper)
+    return make_simpler(task, placement, **options)
 
 
 def _fake(task: Task, placement: str) -> RobotEnv:

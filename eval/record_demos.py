@@ -26,8 +26,9 @@ from selfflow.datasets.store import (
     read_header,
 )
 from selfflow.envs.base import RobotEnv
-from selfflow.envs.expert import DrawerExpert, perturb
-from selfflow.envs.tasks import RULES
+from selfflow.envs.expert import perturb
+from selfflow.envs.simpler_expert import Script, expert_for
+from selfflow.envs.tasks import DRAWER_RULES, RULES
 from selfflow.eval.parts import BACKENDS
 from selfflow.eval.video import contact_sheet
 from selfflow.eval.workers import run_jobs
@@ -57,9 +58,13 @@ class RecordConfig:
 def check(config: RecordConfig) -> None:
     """Raises UserError for whatever can be wrong before work begins."""
     task = task_named(config.task)
-    if task.name not in RULES:
-        raise UserError(f"task={task.name}: not built yet; choose one of {', '.join(RULES)}")
     one_of("backend", config.backend, BACKENDS)
+    have = RULES if config.backend == "simpler" else DRAWER_RULES
+    if task.name not in have:
+        raise UserError(
+            f"task={task.name}: not built yet with backend={config.backend}; "
+            f"choose one of {', '.join(have)}"
+        )
     if config.placement == "grid":
         raise UserError(
             "placement=grid: SIMPLER's evaluation cells, not to be trained on; choose mild"
@@ -103,9 +108,7 @@ def header_of(config: RecordConfig) -> StoreHeader:
     return StoreHeader(task.embodiment, task.name, cameras, config.backend)
 
 
-def record_episode(
-    env: RobotEnv, expert: DrawerExpert, seed: int, config: RecordConfig
-) -> EpisodeRecord:
+def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfig) -> EpisodeRecord:
     """One attempt; `success` says how it ended. The noise is drawn from the seed too."""
     rng = np.random.default_rng([seed, 1])
     noisy = bool(rng.random() < config.noisy_episodes)
@@ -190,7 +193,7 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
                         f"seed={config.seed}: no train seeds are left up to "
                         f"{SEEDS['train'].stop - 1}; choose a lower first seed"
                     )
-                record = record_episode(env, DrawerExpert(task), seed, config)
+                record = record_episode(env, expert_for(task), seed, config)
                 keep = record.success or config.keep_failures
                 if keep:
                     writer.append(record)

@@ -82,6 +82,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "task": row["task"],
         "backend": row["backend"],
         "placement": row["placement"],
+        "shading": row.get("shader", "-"),
         "policy": row.get("checkpoint") or row["policy"],
         "successes / episodes": f"{row['successes']} / {row['episodes']}",
         "Wilson 95 % interval": f"{100 * low:.1f} % to {100 * high:.1f} %",

@@ -5,6 +5,10 @@ Rolls a policy out in closed loop and says how often it succeeds. Longer, in the
     python eval/simpler_rollout.py task=open_drawer_place checkpoint=outputs/finetune \
         backend=simpler episodes=50 seed=200000 workers=2 out=outputs/simpler50
 
+or all of SIMPLER's evaluation, a folder a variant, with a list of what could not be run:
+
+    python eval/simpler_rollout.py eval=simpler_visual_matching workers=2 out=outputs/matching
+
 Writes to `out`: episodes.jsonl (a line an episode), summary.json, an mp4 of each of the first
 `videos` episodes and a contact sheet of the first. The same command with the same `out` continues
 where it stopped. Seeds from 200000 are for reported numbers: open them once per checkpoint.
@@ -18,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from selfflow.configs.entry import launch
-from selfflow.eval import parts, results
+from selfflow.eval import parts, results, suite
 from selfflow.eval.parts import RolloutConfig
 from selfflow.eval.report import summarize, table
 from selfflow.eval.rollout import Episode
@@ -27,12 +31,16 @@ from selfflow.eval.workers import Message, Ready, Stepped, run_seeds
 
 def check(config: RolloutConfig) -> None:
     """Everything that can be wrong before work begins."""
+    if config.suite:
+        return suite.check(config)
     parts.check(config)
     results.check_folder(Path(config.out), config.identity())
 
 
 def main(config: RolloutConfig) -> dict[str, Any]:
     """Runs what is still missing in `out`; returns the summary that it writes there."""
+    if config.suite:
+        return suite.run(config, main)
     folder, identity = Path(config.out), config.identity()
     done = {e.seed: e for e in results.read_episodes(folder) if e.seed in config.seeds}
     missing = [seed for seed in config.seeds if seed not in done]

@@ -249,18 +249,19 @@ def test_a_damaged_folder_is_one_line(tmp_path, damaged):
         simpler_rollout.check(config(out))
 
 
-def test_gripper_reaches_simpler_and_no_other_backend(tmp_path, monkeypatch):
+def test_options_reach_simpler_and_no_other_backend(tmp_path, monkeypatch):
     asked = []
     for backend in parts.BACKENDS:
         maker = lambda *a, backend=backend, **k: asked.append((backend, k)) or make_fake(*a)  # noqa: E731
         monkeypatch.setitem(parts.BACKENDS, backend, maker)
         parts.make_env(config(tmp_path, backend=backend))
-    parts.make_env(config(tmp_path, backend="simpler", gripper="sticky"))
+    parts.make_env(config(tmp_path, backend="simpler", gripper="sticky", urdf_version="none"))
+    colours = "recolor_cabinet_visual_matching_1"
     assert asked == [
         ("mujoco", {}),
-        ("simpler", {"gripper": "opening"}),
+        ("simpler", {"gripper": "opening", "urdf_version": colours, "shader": "ibl"}),
         ("fake", {}),
-        ("simpler", {"gripper": "sticky"}),
+        ("simpler", {"gripper": "sticky", "urdf_version": "none", "shader": "ibl"}),
     ]
 
 
@@ -321,6 +322,8 @@ def test_a_worker_s_user_error_arrives(tmp_path, monkeypatch):
         ({"placement": "wild"}, "choose one of grid, mild"),
         ({"gripper": "sticky"}, "gripper=sticky: only with backend=simpler"),
         ({"gripper": "stiky", "backend": "simpler"}, "did you mean sticky"),
+        ({"urdf_version": "red", "backend": "simpler"}, "urdf_version=red: no such"),
+        ({"shader": "rtt", "backend": "simpler"}, "shader=rtt: no such"),
         ({"policy": "best"}, "choose one of checkpoint, expert, hold, random"),
         ({"split": "tst"}, "did you mean test"),
         ({"episodes": 0}, "episodes=0: must be 1 or more"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selfflow.datasets.rotations import canonical, compose, from_axis_angle, inverse, rotate
-from selfflow.datasets.spec import UserError, task_named
+from selfflow.datasets.spec import Task, UserError, task_named
 from selfflow.envs import sapien_render, simpler_assets
 from selfflow.envs.gripper import CLOSED, OpeningGripper, StickyGripper
 from selfflow.envs.simpler import make_simpler
@@ -278,8 +278,10 @@ def test_close_bottom_drawer_starts_open_and_has_no_apple():
 
 
 def test_other_tasks_and_options_are_refused_by_name():
-    with pytest.raises(UserError, match=r"pick_coke_can.*open_drawer_place"):
-        make_simpler(task_named("pick_coke_can"))
+    with pytest.raises(UserError, match=r"wipe_table.*open_drawer_place"):
+        make_simpler(Task("wipe_table", "google_robot", 80, ("wipe table",)))
+    with pytest.raises(UserError, match="only for the Google robot"):
+        make_simpler(task_named("widowx_stack_cube"), gripper="sticky")
     with pytest.raises(UserError, match="opening, sticky"):
         make_simpler(task_named("open_top_drawer"), gripper="binary")
 

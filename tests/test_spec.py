@@ -18,6 +18,7 @@ from selfflow.datasets.spec import (
 NAMES = {
     *(f"{v}_{d}_drawer" for v in ("open", "close") for d in ("top", "middle", "bottom")),
     *("open_drawer_place", "pick_coke_can", "move_near"),
+    *(f"pick_{orientation}_coke_can" for orientation in ("horizontal", "vertical", "standing")),
     *("widowx_carrot_on_plate", "widowx_spoon_on_towel"),
     *("widowx_stack_cube", "widowx_eggplant_in_basket"),
 }
@@ -48,10 +49,11 @@ def test_every_alias_leads_to_a_task() -> None:
 
 # What each of SIMPLER's ids is here: of its wrapper, then of its environments.
 PARTS = ("top", "middle", "bottom")
+ORIENTATIONS = ("horizontal", "vertical", "standing")
 GOOGLE = {
     **{f"{v}_{d}_drawer": f"{v}_{d}_drawer" for v in ("open", "close") for d in PARTS},
     **{f"{v}_drawer": None for v in ("open", "close")},
-    **{f"pick_{o}coke_can": "pick_coke_can" for o in ("", "horizontal_", "vertical_", "standing_")},
+    **{f"pick_{o}coke_can": f"pick_{o}coke_can" for o in ("", *(f"{o}_" for o in ORIENTATIONS))},
     **{f"move_near{v}": "move_near" for v in ("", "_v0", "_v1")},
     **{f"place_in_closed_{d}drawer": None for d in ("", "middle_", "bottom_")},
     "pick_object": None,

@@ -13,7 +13,7 @@ from selfflow.datasets.spec import GRIPPER, TASKS, UserError, task_named
 from selfflow.envs import twin_scene
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import DrawerExpert, perturb
-from selfflow.envs.tasks import RULES
+from selfflow.envs.tasks import DRAWER_RULES
 from selfflow.envs.twin import make_mujoco
 from selfflow.envs.twin_render import RayRenderer, make_renderer
 
@@ -210,7 +210,7 @@ def test_a_misspelt_placement_is_refused(env: RobotEnv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", DRAWER_RULES)
 def test_expert_solves_its_task(name: str):
     task = TASKS[name]
     env, expert = make_mujoco(task, image_size=(16, 16)), DrawerExpert(task)

@@ -1,0 +1,94 @@
+"""Scripted experts for SIMPLER's tasks: they read privileged state and act through the 7-D action.
+
+Table tasks: one plan picks the thing up with the gripper's first orientation (tilted 18 degrees,
+fingers closing along x), which every place on the table can be reached with. World frame, metres.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from selfflow.datasets.spec import Task, UserError
+from selfflow.envs.bridge_expert import BridgeExpert
+from selfflow.envs.bridge_tasks import BRIDGE_RULES
+from selfflow.envs.expert import CLOSED, OPEN, Command, DrawerExpert, Move, Waypoints
+from selfflow.envs.table_tasks import TABLE_RULES
+
+TABLE_TOP = 0.882
+PALM = 0.047  # a thing's top above the tool point when it is gripped
+LOWEST = 0.027  # of the tool point above the table
+HOVER = 0.10  # above the place of the grip
+LIFT = 0.06
+HALF_OPEN = 0.7  # so that letting go does not knock the neighbour
+GAP, NEAR = 0.06, 0.09  # between the two things' outlines: wanted, and enough (0.10 succeeds)
+GAIN = 2.0  # of the commanded over the wanted move, of which about a third arrives in a step
+
+
+class TableExpert(Waypoints):
+    """Lifts the coke can, or carries move near's source next to its target."""
+
+    def __init__(self, task: Task) -> None:
+        if task.name not in TABLE_RULES:
+            raise UserError(f"no scripted expert for {task.name}; this one is for the table tasks")
+        self._carries = task.name == "move_near"
+
+    def _see(self, privileged: dict[str, np.ndarray]) -> None:
+        super()._see(privileged)
+        self._things = privileged["objects"][:, :3].astype(np.float64)
+        self._radii = privileged["radii"].astype(np.float64)
+        self._held = bool(privileged["grasped"][0])
+
+    def _script(self) -> Iterator[Command]:
+        start = self._things.copy()
+        for _ in range(3):
+            if (yield from self._pick()) and (not self._carries or (yield from self._carry(start))):
+                break
+        while True:
+            yield self._hold(OPEN if self._carries else CLOSED)
+
+    def _pick(self) -> Move:
+        turn, height = self._home_q, float(self._things[0, 2])
+        self._rest = height
+        top = 2 * height - TABLE_TOP  # things are as high above their middle as below it
+        grip = max(top - PALM, TABLE_TOP + LOWEST)
+        over = np.array([*self._things[0, :2], grip + HOVER])
+        yield from self._go(over, turn, OPEN, tolerance=0.02, angle=0.15)
+        for _ in range(14):  # the thing may be nudged on the way down
+            off = np.array([*self._things[0, :2], grip]) - self._p
+            if np.linalg.norm(off) < 0.005:
+                break
+            yield self._command(self._p + GAIN * off, turn, OPEN)
+        place = self._p.copy()
+        for _ in range(4):
+            yield self._command(place, turn, CLOSED)
+        up = np.add(place, (0, 0, LIFT))
+        yield from self._go(up, turn, CLOSED, tolerance=0.015, steps=8)
+        return self._things[0, 2] > height + LIFT / 3
+
+    def _carry(self, start: np.ndarray) -> Move:
+        turn = self._home_q
+        away = start[0, :2] - self._things[1, :2]
+        reach = float(self._radii[:2].sum())
+        goal = self._things[1, :2] + away / np.linalg.norm(away) * (reach + GAP)
+        height, offset = self._rest, self._p - self._things[0]
+        over = np.array([*goal, height + LIFT]) + offset
+        yield from self._go(over, turn, CLOSED, tolerance=0.02, angle=0.3)
+        if self._things[0, 2] < height + LIFT / 3:
+            return False  # lost on the way
+        down = np.array([*goal, height + 0.003]) + offset
+        yield from self._go(down, turn, CLOSED, tolerance=0.012, angle=0.3, steps=8)
+        for _ in range(3):
+            yield self._command(down, turn, HALF_OPEN)
+        yield from self._go(np.add(down, (0, 0, 0.12)), turn, HALF_OPEN, tolerance=0.03, steps=6)
+        left = np.linalg.norm(self._things[0, :2] - self._things[1, :2])
+        return bool(left < reach + NEAR)
+
+
+Script = Waypoints | BridgeExpert
+
+
+def expert_for(task: Task) -> Script:
+    """The scripted expert of a task. Raises UserError where there is none."""
+    if task.name in TABLE_RULES:
+        return TableExpert(task)
+    return BridgeExpert(task) if task.name in BRIDGE_RULES else DrawerExpert(task)
