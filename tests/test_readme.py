@@ -20,10 +20,11 @@ MENTIONED = {  # somewhere in README or docs
 }
 
 
-def entry(script: str) -> tuple[type, str]:
-    """The config class and yaml that a script launches with."""
+def entry(script: str) -> tuple[type, str] | None:
+    """The config class and yaml that a script launches with, if it takes any key."""
     found = re.search(r"launch\((\w+), \w+, \"(\w+)\"", (ROOT / script).read_text())
-    assert found, f"{script} launches nothing"
+    if not found:
+        return None
     module = importlib.import_module("selfflow." + script.removesuffix(".py").replace("/", "."))
     return getattr(module, found[1]), found[2]
 
@@ -47,7 +48,10 @@ def test_there_are_commands():
 def test_every_command_composes(page: str, line: str):
     script, *words = shlex.split(line)
     overrides = [word for word in words if word != "-m"]
-    compose(*entry(script), overrides)
+    found = entry(script)
+    assert found or not words, f"{script} takes no keys"
+    if found:
+        compose(*found, overrides)
 
 
 def test_map_names_every_file_and_no_other():
