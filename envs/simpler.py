@@ -51,6 +51,8 @@ def make_simpler(
             raise UserError(
                 f"{name}={value} with backend=simpler: choose one of {', '.join(choices)}"
             )
+    if task.name in BRIDGE_RULES and gripper != "opening":
+        raise UserError(f"gripper={gripper}: only for the Google robot; choose gripper=opening")
     robot_urdf(urdf_version)  # missing files are told before the renderer is opened
     sapien = require_renderer()
     sapien.render.set_camera_shader_dir(SHADERS[shader])
@@ -78,9 +80,7 @@ def _google_robot(
 def _widowx(
     task: Task, size: tuple[int, int] | None, overlay: bool, urdf_version: str, gripper: str
 ) -> Simulator:
-    del urdf_version  # the Google robot's
-    if gripper != "opening":
-        raise UserError(f"gripper={gripper}: only for the Google robot; choose gripper=opening")
+    del urdf_version, gripper  # the Google robot's
     from selfflow.envs.simpler_bridge import IMAGE, SimplerBridgeScene
 
     return SimplerBridgeScene(task, size or IMAGE, overlay)

@@ -207,6 +207,7 @@ def test_a_policy_reads_texts_and_latents_as_its_pretraining_did(
         replace(config, model=ModelSize(32, 4, 5))
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_external_teacher(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
