@@ -10,7 +10,8 @@
 One convention, stated here and nowhere else:
 - frames: proprioception is the pose of `Embodiment.tool_link` in the robot's base frame, in metres,
   quaternion wxyz with w >= 0; the action's position delta (m) and axis-angle rotation delta (rad)
-  are in the same base frame and apply to the *sensed* pose: p + d, exp(r)·q;
+  are in the same base frame and apply to the *sensed* pose: p + d, exp(r)·q (SIMPLER's WidowX
+  applies them to its controller's last target instead: envs/widowx.py);
 - gripper: 1 = open, 0 = closed, absolute, in proprioception and in actions;
 - time: one action a control step, `Embodiment.control_hz` steps a second;
 - state for evaluation only (object poses, drawer opening, contacts) is in `info["privileged"]`,

@@ -63,7 +63,9 @@ class Simulator(Protocol):
         "tool" (7,), "base" (7,) poses. Drawer tasks: "drawers" (3,) openings of top, middle, bottom
         in m; "apple" (7,); "apple_grasped" (1,) and "apple_on_drawer_floor" (1,) 0 or 1, read at
         this step. Table tasks: "objects" (n, 7), the one to move first; "radii" (n,) in m;
-        "grasped" (1,) and "touches" (1,), which something but the robot, of the first."""
+        "grasped" (1,) and "touches" (1,), which something but the robot, of the first. WidowX:
+        "tool_target", "source", "target" (7,), "source_centre", "target_centre" (3,),
+        "source_grasped" and "source_touches_other" (1,)."""
         ...
 
     def camera_info(self) -> dict[str, dict[str, np.ndarray]]:
