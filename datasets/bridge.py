@@ -16,8 +16,7 @@ What is converted, and what is not:
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.datasets.episodes import Signals
-from selfflow.datasets.rlds import RldsSpec
+from selfflow.datasets.episodes import DatasetSpec, Signals
 from selfflow.datasets.rotations import canonical, compose, from_matrix, from_rpy, to_axis_angle
 
 ACTION, STATE, LAST = "steps/action", "steps/observation/state", "steps/is_terminal"
@@ -59,7 +58,7 @@ def binarise(opening: Float[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
     return (opening[known[following]] > 0.5).astype(np.float64)
 
 
-BRIDGE = RldsSpec(
+BRIDGE = DatasetSpec(
     embodiment="widowx",
     cameras={
         "3rd_view_camera": "steps/observation/image_0",

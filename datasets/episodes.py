@@ -4,7 +4,7 @@ An episode has T observation steps. Its frames are read one by one, at random; e
 (`Signals`) is small and read at once, already in the project's convention: selfflow.datasets.spec.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +28,18 @@ class Signals:
     action_valid: Bool[np.ndarray, "T"]
     terminate: Bool[np.ndarray, "T"]
     instruction: list[str]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """How one dataset's own arrays, in whatever file format, become the project's."""
+
+    embodiment: str
+    cameras: Mapping[str, str]  # camera name -> key of its frames; the first is the default
+    instruction: str  # key of the text of every step
+    numbers: Mapping[str, int]  # key -> values a step, of what `convert` needs
+    # {key: (T, values) array}, instruction of every step -> the project's convention
+    convert: Callable[[dict[str, np.ndarray], list[str]], Signals]
 
 
 @runtime_checkable

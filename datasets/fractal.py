@@ -20,8 +20,7 @@ The tool is taken to be SIMPLER's `link_gripper_tcp`; the data set does not name
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.datasets.episodes import Signals
-from selfflow.datasets.rlds import RldsSpec
+from selfflow.datasets.episodes import DatasetSpec, Signals
 from selfflow.datasets.rotations import canonical, from_rpy, to_axis_angle
 
 MOVE, TURN = "steps/action/world_vector", "steps/action/rotation_delta"
@@ -62,7 +61,7 @@ def absolute_gripper(closing: Float[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
     return np.where(last < 0, 1 - targets[0], targets[last.clip(0)])
 
 
-FRACTAL = RldsSpec(
+FRACTAL = DatasetSpec(
     embodiment="google_robot",
     cameras={"overhead_camera": "steps/observation/image"},
     instruction="steps/observation/natural_language_instruction",

@@ -2,15 +2,14 @@
 
 A dataset is a folder with features.json and NAME-SPLIT.tfrecord-00000-of-00001 files, one
 tf.train.Example per episode, whose lists hold all steps. What its keys mean is said by one
-`RldsSpec` per dataset (bridge.py). Only the shards that are there are read, so partial downloads
+`DatasetSpec` per dataset (bridge.py). Only the shards that are there are read, so partial downloads
 work.
 """
 
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +17,13 @@ import simplejpeg
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from selfflow.datasets.episodes import Signals, check_camera
+from selfflow.datasets.episodes import DatasetSpec, check_camera
 from selfflow.datasets.spec import EMBODIMENTS, Embodiment, UserError
 from selfflow.datasets.tfrecord import CorruptRecord, Feature, TFRecordFile
 
 log = logging.getLogger(__name__)
 
 USE_DIM = 512  # values of a Universal Sentence Encoder vector
-
-
-@dataclass(frozen=True)
-class RldsSpec:
-    """How one dataset's examples become the project's."""
-
-    embodiment: str
-    cameras: Mapping[str, str]  # camera name -> key of its frames; the first is the default
-    instruction: str  # key of the text of every step
-    numbers: Mapping[str, int]  # key -> values a step, of what `convert` needs
-    # {key: (T, values) array}, instruction of every step -> the project's convention
-    convert: Callable[[dict[str, np.ndarray], list[str]], Signals]
 
 
 class RldsSource:
@@ -49,7 +36,7 @@ class RldsSource:
     def __init__(
         self,
         folder: Path,
-        spec: RldsSpec,
+        spec: DatasetSpec,
         split: str = "train",
         check_crc: bool = False,
         skip_corrupt: bool = False,
