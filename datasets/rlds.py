@@ -17,7 +17,7 @@ import simplejpeg
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from selfflow.datasets.episodes import DatasetSpec, check_camera
+from selfflow.datasets.episodes import DatasetSpec, Signals, check_camera
 from selfflow.datasets.spec import EMBODIMENTS, Embodiment, UserError
 from selfflow.datasets.tfrecord import CorruptRecord, Feature, TFRecordFile
 
