@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from selfflow.datasets.spec import Embodiment, UserError
+from selfflow.datasets.spec import ACTION_DIM, PROPRIO_DIM, Embodiment, UserError
+
+Metadata = dict[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,20 @@ class Signals:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How one dataset's own arrays, in whatever file format, become the project's."""
+    """How one dataset's own arrays, in whatever file format, become the project's.
 
-    embodiment: str
+    Written in code (bridge.py), or in YAML for one's own data (describe.py). A reader hands
+    `convert` every key of `numbers` as (T, values) float64, and one text a step: that under
+    `instruction`, else `text`.
+    """
+
+    embodiment: Embodiment
     cameras: Mapping[str, str]  # camera name -> key of its frames; the first is the default
-    instruction: str  # key of the text of every step
-    numbers: Mapping[str, int]  # key -> values a step, of what `convert` needs
+    instruction: str | None  # key of the text of every step; None: `text` is that of all steps
+    numbers: Mapping[str, int]  # key -> values a step, 0 = as many as there are
     # {key: (T, values) array}, instruction of every step -> the project's convention
     convert: Callable[[dict[str, np.ndarray], list[str]], Signals]
+    text: str = ""
 
 
 @runtime_checkable
@@ -48,6 +56,7 @@ class EpisodeSource(Protocol):
 
     name: str
     embodiment: Embodiment
+    cameras: tuple[str, ...]  # the first is the default
     skipped: int  # records that could not be read and were left out
 
     def __len__(self) -> int: ...
@@ -67,14 +76,38 @@ class EpisodeSource(Protocol):
 
     def signals(self, i: int) -> Signals: ...
 
+    def metadata(self, i: int) -> Metadata:
+        """What the format says of episode i as a whole, under names that all formats share:
+
+        episode (its number in the original), seed, success, fps (the data's own rate), task, file;
+        the rest is named as it is there. {} where the format says nothing.
+        """
+        ...
+
 
 @runtime_checkable
 class Measures(Protocol):
-    """A source that also holds other measurements by step: forces, object poses, ..."""
+    """A source that also holds other measurements by step: forces, object poses, joint angles, or
+    the format's own arrays before any conversion."""
+
+    measures: tuple[str, ...]  # keys that some episode has
 
     def measured(self, i: int, key: str) -> np.ndarray | None:
         """(T, ...) of episode i, or None where there is no such key."""
         ...
+
+
+def no_signals(instruction: list[str]) -> Signals:
+    """Those of an episode that has frames and a text at every step, and nothing else."""
+    t = len(instruction)
+    return Signals(
+        proprio=np.zeros((t, PROPRIO_DIM), np.float32),
+        proprio_valid=np.zeros(t, bool),
+        actions=np.zeros((t, ACTION_DIM), np.float32),
+        action_valid=np.zeros(t, bool),
+        terminate=np.zeros(t, bool),
+        instruction=instruction,
+    )
 
 
 def check_camera(camera: str | None, cameras: Sequence[str], source: str) -> str:

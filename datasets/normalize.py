@@ -7,16 +7,18 @@ whose quantiles are equal is constant: it becomes 0, and that constant again on 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.datasets.episodes import EpisodeSource
+from selfflow.datasets.episodes import EpisodeSource, Signals
+from selfflow.datasets.quantiles import Columns
 from selfflow.datasets.rotations import to_matrix
 from selfflow.datasets.spec import (
+    ACTION_DIM,
     GRIPPER,
     OPENING,
     PROPRIO_DIM,
@@ -29,6 +31,7 @@ from selfflow.datasets.spec import (
 Row = tuple[float, ...]
 FEATURES = 10  # of proprio_features
 CONSTANT = 1e-6  # m or rad: quantiles closer than this are equal
+LOOKED_AT = 50  # episodes
 CONVENTIONS = ("control_hz", "frame", "rotation", "gripper", "limits")  # as in Embodiment
 
 
@@ -51,17 +54,75 @@ class Statistics:
     proprio_q99: Row
     n: int  # actions counted
     sources: tuple[str, ...]
+    proprio_mean: Row = ()  # for reading, not for scaling: () in older files and without any
+    proprio_std: Row = ()
+    proprio_min: Row = ()
+    proprio_max: Row = ()
+
+
+class Tally:
+    """Totals of one embodiment, episode by episode; what they come to is `statistics`."""
+
+    def __init__(self, embodiment: Embodiment) -> None:
+        self.embodiment = embodiment
+        self.actions, self.proprio = Columns(ACTION_DIM), Columns(PROPRIO_DIM)
+        self.sources: dict[str, None] = {}
+
+    def add(self, source: EpisodeSource, signals: Signals) -> None:
+        """Counts an episode. Raises UserError if its source means another robot by the name, or if
+        a value that is marked valid is not finite."""
+        if source.embodiment != self.embodiment:
+            raise UserError(
+                f"{', '.join(self.sources)} and {source.name} mean different robots by "
+                f"{self.embodiment.name!r}: {self.embodiment} and {source.embodiment}"
+            )
+        self.sources[source.name] = None
+        for what, columns, rows in (
+            ("action", self.actions, signals.actions[signals.action_valid]),
+            ("proprioception", self.proprio, signals.proprio[signals.proprio_valid]),
+        ):
+            if not np.isfinite(rows).all():
+                raise UserError(f"{source.name}: a valid {what} is not finite")
+            columns.add(rows)
+
+    def statistics(self) -> Statistics | None:
+        """None without a single valid action."""
+        actions, proprio = self.actions, self.proprio
+        if actions.n == 0:
+            return None
+        seen = proprio.n > 0
+        ones = np.ones(PROPRIO_DIM)
+        return Statistics(
+            **{key: getattr(self.embodiment, key) for key in CONVENTIONS},
+            action_q01=_row(actions.quantile(0.01)),
+            action_q99=_row(actions.quantile(0.99)),
+            action_mean=_row(actions.mean()),
+            action_std=_row(actions.std()),
+            action_min=_row(actions.low()),
+            action_max=_row(actions.high()),
+            proprio_q01=_row(proprio.quantile(0.01) if seen else -ones),
+            proprio_q99=_row(proprio.quantile(0.99) if seen else ones),
+            n=actions.n,
+            sources=tuple(self.sources),
+            proprio_mean=_row(proprio.mean()) if seen else (),
+            proprio_std=_row(proprio.std()) if seen else (),
+            proprio_min=_row(proprio.low()) if seen else (),
+            proprio_max=_row(proprio.high()) if seen else (),
+        )
 
 
 def fit(sources: Sequence[EpisodeSource]) -> dict[str, Statistics]:
     """Statistics by embodiment name; none for an embodiment without a single valid action.
 
-    Raises UserError if sources of one embodiment disagree about its conventions.
+    One pass in constant memory (quantiles.py). Raises UserError if sources of one embodiment
+    disagree about its conventions.
     """
-    groups: dict[str, list[EpisodeSource]] = {}
+    tallies: dict[str, Tally] = {}
     for source in sources:
-        groups.setdefault(source.embodiment.name, []).append(source)
-    found = {name: _fit_one(group) for name, group in groups.items()}
+        tally = tallies.setdefault(source.embodiment.name, Tally(source.embodiment))
+        for i in range(len(source)):
+            tally.add(source, source.signals(i))
+    found = {name: tally.statistics() for name, tally in tallies.items()}
     return {name: statistics for name, statistics in found.items() if statistics is not None}
 
 
@@ -122,6 +183,33 @@ def check_conventions(stat: Statistics, embodiment: Embodiment) -> None:
             )
 
 
+def statistics_for(
+    sources: Sequence[EpisodeSource], given: Mapping[str, Statistics], where: str
+) -> dict[str, Statistics]:
+    """Those of `given`, which come from `where`, that belong to these sources' robots.
+
+    Raises UserError if one is missing whose source has actions, or was computed for other
+    conventions.
+    """
+    found = {}
+    for source in sources:
+        robot = source.embodiment
+        if robot.name in given:
+            check_conventions(given[robot.name], robot)
+            found[robot.name] = given[robot.name]
+        elif has_actions(source):
+            raise UserError(
+                f"{where} has no statistics of {robot.name!r}, the robot of {source.name}; it has "
+                f"[{', '.join(sorted(given))}]; python datasets/stats.py makes them"
+            )
+    return found
+
+
+def has_actions(source: EpisodeSource) -> bool:
+    """Whether one of the first LOOKED_AT episodes has a valid action."""
+    return any(source.signals(i).action_valid.any() for i in range(min(len(source), LOOKED_AT)))
+
+
 def to_json(statistics: Mapping[str, Statistics]) -> dict[str, Any]:
     """As plain lists and numbers."""
     return {name: json.loads(json.dumps(asdict(stat))) for name, stat in statistics.items()}
@@ -129,10 +217,11 @@ def to_json(statistics: Mapping[str, Statistics]) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Statistics]:
     """The inverse of `to_json`. Raises UserError if an entry is not as it should be."""
-    expected = {f.name for f in fields(Statistics)}
+    known = {f.name for f in fields(Statistics)}
+    needed = {f.name for f in fields(Statistics) if f.default is MISSING}
     found = {}
     for name, entry in values.items():
-        wrong = expected.symmetric_difference(entry)
+        wrong = (needed - set(entry)) | (set(entry) - known)
         if wrong:
             raise UserError(f"statistics of {name!r}: missing or unknown: {sorted(wrong)}")
         plain: dict[str, Any] = {
@@ -151,42 +240,6 @@ def load(path: str | Path) -> dict[str, Statistics]:
             f"{path}: no statistics ({e}); a checkpoint without them is unusable"
         ) from e
     return from_json(values)
-
-
-def _fit_one(sources: list[EpisodeSource]) -> Statistics | None:
-    embodiment = sources[0].embodiment
-    for other in sources[1:]:
-        if other.embodiment != embodiment:
-            raise UserError(
-                f"{sources[0].name} and {other.name} mean different robots by {embodiment.name!r}: "
-                f"{embodiment} and {other.embodiment}"
-            )
-    signals = [source.signals(i) for source in sources for i in range(len(source))]
-    actions = np.concatenate([s.actions[s.action_valid] for s in signals]).astype(np.float64)
-    if len(actions) == 0:
-        return None
-    proprio = np.concatenate([s.proprio[s.proprio_valid] for s in signals])
-    if len(proprio) == 0:
-        proprio = np.stack([-np.ones(PROPRIO_DIM), np.ones(PROPRIO_DIM)])
-    (action_q01, action_q99), (proprio_q01, proprio_q99) = map(_quantiles, (actions, proprio))
-    return Statistics(
-        **{key: getattr(embodiment, key) for key in CONVENTIONS},
-        action_q01=action_q01,
-        action_q99=action_q99,
-        action_mean=_row(actions.mean(0)),
-        action_std=_row(actions.std(0)),
-        action_min=_row(actions.min(0)),
-        action_max=_row(actions.max(0)),
-        proprio_q01=proprio_q01,
-        proprio_q99=proprio_q99,
-        n=len(actions),
-        sources=tuple(source.name for source in sources),
-    )
-
-
-def _quantiles(values: np.ndarray) -> tuple[Row, Row]:
-    low, high = np.quantile(values.astype(np.float64), (0.01, 0.99), axis=0)
-    return _row(low), _row(high)
 
 
 def _row(values: np.ndarray) -> Row:

@@ -69,6 +69,19 @@ def from_rpy(rpy: ArrayLike) -> Float[np.ndarray, "*b 4"]:
     )
 
 
+def to_rpy(q: ArrayLike) -> Float[np.ndarray, "*b 3"]:
+    """Roll, pitch, yaw (rad, each in [-pi, pi]) of a quaternion: the inverse of `from_rpy`.
+
+    By half sums and differences of roll and yaw, so that it holds at pitch ±90° too, where only one
+    of the two is determined.
+    """
+    w, x, y, z = np.moveaxis(np.asarray(q, np.float64), -1, 0)
+    total, difference = np.arctan2(x + z, w - y), np.arctan2(z - x, w + y)
+    pitch = 2 * np.arctan2(np.hypot(w + y, z - x), np.hypot(w - y, x + z)) - np.pi / 2
+    rpy = np.stack([total - difference, pitch, total + difference], axis=-1)
+    return (rpy + np.pi) % (2 * np.pi) - np.pi
+
+
 def to_matrix(q: ArrayLike) -> Float[np.ndarray, "*b 3 3"]:
     """Rotation matrix whose columns are the rotated axes."""
     q = np.asarray(q, np.float64)[..., None, :]

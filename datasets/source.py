@@ -1,15 +1,32 @@
-"""How a path becomes a source of episodes.
+"""How an entry of `data` becomes a source of episodes.
 
-Readers: store.py, rlds.py, video.py. What they offer: episodes.py.
+    path                         recognised by content, not by name
+    path::my_robot.yaml          one's own data, described in YAML (describe.py)
+    path::bridge_reached         Bridge, moving by what was reached (bridge.py)
+    path@0.5                     its weight in a mixture
+    path::my_robot.yaml@0.5      both
+    hf://owner/name              a dataset of the Hugging Face hub (hub.py)
+    path?split:val?skip_corrupt  options of the format (with_options)
+    gs://bucket/name?shards:8    RLDS elsewhere (remote.py)
+
+What a source offers: episodes.py. A format is one file: store.py, rlds.py, lerobot.py, hdf5.py,
+zarr_buffer.py, clips.py, video.py.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from selfflow.datasets.bridge import BRIDGE
-from selfflow.datasets.episodes import EpisodeSource, Signals
+from selfflow.datasets import clips, hdf5, lerobot, zarr_buffer
+from selfflow.datasets.bridge import BRIDGE, BRIDGE_REACHED
+from selfflow.datasets.describe import load_spec, needs_spec
+from selfflow.datasets.episodes import DatasetSpec, EpisodeSource, Signals
 from selfflow.datasets.fractal import FRACTAL
+from selfflow.datasets.hub import PREFIX, download
+from selfflow.datasets.remote import fetch, is_url
 from selfflow.datasets.rlds import RldsSource, dataset_name, find_dataset
+from selfflow.datasets.rlds_schema import read_schema
+from selfflow.datasets.rlds_writer import written_spec
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.store import EpisodeStore
 from selfflow.datasets.video import VideoClip, is_mp4
@@ -21,48 +38,117 @@ RLDS_SPECS = {
     "bridge_orig": BRIDGE,
     "fractal20220817_data": FRACTAL,
 }
+CHOICES = {"bridge_reached": BRIDGE_REACHED}  # specs in code that only path::name asks for
 RECOGNISED = (
     "an episode store (a folder with store.json), "
     "an RLDS/TFDS dataset (a folder with features.json and *.tfrecord*), "
+    "a LeRobot dataset (a folder with meta/info.json), "
+    "HDF5 (a file or a folder of *.hdf5 or *.h5), "
+    "a zarr replay buffer (a folder or *.zarr.zip with meta/episode_ends), "
+    "annotated clips (a folder with annotation/ and videos/), "
     "a video clip (an mp4 file)"
 )
 
 
-def open_source(path: str) -> EpisodeSource:
+def open_source(path: str, spec: DatasetSpec | None = None) -> EpisodeSource:
     """The reader for what lies at `path`, recognised by content.
 
-    Raises UserError if there is nothing, or nothing recognised.
+    `spec` None is what `path` says after ::, else what is known of the data. Raises UserError if
+    there is nothing, nothing recognised, or data that nobody described: that names what is in them.
     """
-    place = Path(path).expanduser()
+    if spec is None:
+        path, spec = _split_spec(path)
+    if path.startswith(PREFIX):
+        return _open(download(path), path, spec, {})
+    bare, options = with_options(path)
+    if is_url(bare):
+        wanted = {key: options[key] for key in ("split", "shards") if key in options}
+        return _open_rlds(fetch(bare, **wanted), spec, options)
+    place = Path(bare).expanduser()
     if not place.exists():
         raise UserError(f"data={path}: no such path; give {RECOGNISED}")
-    if place.is_file():
-        if is_mp4(place):
-            return VideoClip(place)
-    elif (place / "store.json").is_file():
-        return EpisodeStore(place)
-    else:
-        folder = find_dataset(place)
-        if folder is not None:
-            return _open_rlds(folder)
-    raise UserError(f"data={path}: not recognised; give {RECOGNISED}")
+    return _open(place, path, spec, options)
 
 
 def open_sources(specs: Sequence[str]) -> tuple[list[EpisodeSource], list[float]]:
-    """Sources and sampling weights of "path" or "path@weight" (weight 1.0 where none is given)."""
+    """Sources and sampling weights of entries of `data`; the weight is 1.0 where none is given."""
     if not specs:
         raise UserError(f"data=[]: no data; give one or more paths, each {RECOGNISED}")
     parts = [_split_weight(spec) for spec in specs]
     return [open_source(path) for path, _ in parts], [weight for _, weight in parts]
 
 
-def _open_rlds(folder: Path) -> RldsSource:
-    name = dataset_name(folder)
-    if name not in RLDS_SPECS:
-        raise UserError(
-            f"{folder}: no reader for RLDS dataset {name!r}; have {', '.join(RLDS_SPECS)}"
-        )
-    return RldsSource(folder, RLDS_SPECS[name])
+def _open(
+    place: Path, path: str, spec: DatasetSpec | None, options: dict[str, Any]
+) -> EpisodeSource:
+    if place.is_dir() and (folder := find_dataset(place)) is not None:
+        return _open_rlds(folder, spec, options)
+    if place.is_dir() and clips.recognised(place):
+        return clips.ClipFolder(place, spec, **_options(path, options, skip_corrupt="skip_corrupt"))
+    if hdf5.recognised(place):
+        names = {"split": "mask", "skip_corrupt": "skip_corrupt"}  # robomimic's filter keys
+        return hdf5.Hdf5Source(place, spec, **_options(path, options, **names))
+    _options(path, options)
+    if (place / "store.json").is_file():
+        if spec is not None:
+            raise UserError(f"data={path}: an episode store says itself what it holds; no spec")
+        return EpisodeStore(place)
+    if lerobot.recognised(place):
+        return lerobot.LeRobotSource(place, spec)
+    if zarr_buffer.recognised(place):
+        return zarr_buffer.ReplayBuffer(place, spec)
+    if place.is_file() and is_mp4(place):
+        if spec is None:
+            return VideoClip(place)
+        return VideoClip(place, spec.embodiment, spec.text or None)
+    raise UserError(f"data={path}: not recognised; give {RECOGNISED}")
+
+
+def with_options(path: str) -> tuple[str, dict[str, Any]]:
+    """A path and the options behind it: path?split:val?shards:8?check_crc?skip_corrupt.
+
+    RLDS has them all (RldsSource), others have some. Raises UserError for what is none of them.
+    """
+    if Path(path).expanduser().exists():  # its name may hold a ?
+        return path, {}
+    place, *texts = path.split("?")
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition(":")
+        if text in ("check_crc", "skip_corrupt"):
+            options[text] = True
+        elif name == "split" and value:
+            options[name] = value
+        elif name == "shards" and value.isdecimal() and int(value) > 0:
+            options[name] = int(value)
+        else:
+            choices = "split:NAME, shards:N, check_crc, skip_corrupt"
+            raise UserError(f"data={path}: no option {text!r}; there are {choices}")
+    return place.rstrip("/"), options
+
+
+def _options(path: str, options: dict[str, Any], **names: str) -> dict[str, Any]:
+    """The options after ? as a reader's arguments. Raises UserError for one it does not have."""
+    if wrong := sorted(options.keys() - names.keys()):
+        have = ", ".join(names) or "none"
+        raise UserError(f"data={path}: no option {wrong[0]} for this format; there are: {have}")
+    return {names[key]: value for key, value in options.items()}
+
+
+def _open_rlds(folder: Path, spec: DatasetSpec | None, options: dict[str, Any]) -> RldsSource:
+    """By the spec given, else what we wrote into it, else the one of the dataset's name."""
+    spec = spec or written_spec(folder) or RLDS_SPECS.get(dataset_name(folder))
+    if spec is None:
+        found = {key: str(leaf) for key, leaf in read_schema(folder).items()}
+        raise needs_spec(folder, f"RLDS dataset {dataset_name(folder)!r}", found)
+    return RldsSource(folder, spec, **options)
+
+
+def _split_spec(path: str) -> tuple[str, DatasetSpec | None]:
+    place, mark, name = path.rpartition("::")
+    if not mark or Path(path).expanduser().exists():  # a path may hold :: of its own
+        return path, None
+    return place, CHOICES[name] if name in CHOICES else load_spec(name)
 
 
 def _split_weight(spec: str) -> tuple[str, float]:

@@ -78,13 +78,13 @@ class Embodiment:
         return clipped, bool(np.any(np.abs(clipped - action) > 1e-9))
 
 
-_DELTA_LIMITS = (1.0, 1.0, 1.0, np.pi / 2, np.pi / 2, np.pi / 2, 1.0)  # SIMPLER's action box
+DELTA_LIMITS = (1.0, 1.0, 1.0, np.pi / 2, np.pi / 2, np.pi / 2, 1.0)  # SIMPLER's action box
 
 EMBODIMENTS = {
     e.name: e
     for e in (
-        Embodiment("google_robot", 3.0, ("overhead_camera",), "link_gripper_tcp", _DELTA_LIMITS),
-        Embodiment("widowx", 5.0, ("3rd_view_camera",), "ee_gripper_link", _DELTA_LIMITS),
+        Embodiment("google_robot", 3.0, ("overhead_camera",), "link_gripper_tcp", DELTA_LIMITS),
+        Embodiment("widowx", 5.0, ("3rd_view_camera",), "ee_gripper_link", DELTA_LIMITS),
     )
 }
 

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from selfflow.datasets import blob as blobs
-from selfflow.datasets.episodes import Signals, check_camera
+from selfflow.datasets.episodes import Metadata, Signals, check_camera
 from selfflow.datasets.spec import EMBODIMENTS, Embodiment, UserError
 
 VERSION = 1
@@ -47,6 +47,9 @@ class StoreHeader:
     task: str
     cameras: tuple[str, ...]  # the first is the one that is read by default
     backend: str
+    placement: str = "mild"  # how start states were drawn
+    image_size: tuple[int, int] | None = None  # (height, width) of all frames; None: not noted
+    photographs: tuple[str, ...] = ()  # seen in the pictures: who is scored on them has seen them
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,14 @@ class EpisodeStore:
         self.name = self.folder.resolve().name
         self.header = read_header(self.folder)
         self.embodiment: Embodiment = EMBODIMENTS[self.header.embodiment]
+        self.cameras = self.header.cameras
         self.skipped = 0
         self.failures: dict[int, str] = {}
         self._episodes: list[tuple[memoryview, dict[str, Any]]] = []
         for index in sorted(self.folder.glob("*.index.jsonl")):
             self._open_shard(index)
+        keys = dict.fromkeys(key for _, line in self._episodes for key in line["privileged"])
+        self.measures = tuple(keys)
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -224,6 +230,13 @@ class EpisodeStore:
             terminate=terminate[np.minimum(np.arange(n), len(terminate) - 1)],
             instruction=blobs.from_run_lengths(line["instruction"]),
         )
+
+    def metadata(self, i: int) -> Metadata:
+        """Seed, success, task, rate, and what the recorder noted in single values."""
+        line = self._episodes[i][1]
+        noted = {k: v for k, v in line["meta"].items() if isinstance(v, str | int | float)}
+        known = {"seed": line["seed"], "success": line["success"], "task": self.header.task}
+        return noted | known | {"fps": self.embodiment.control_hz}
 
     def measured(self, i: int, key: str) -> np.ndarray | None:
         """The simulator's own `key` of episode i by step (T, ...), None where it has none."""
@@ -268,7 +281,8 @@ def read_header(folder: Path) -> StoreHeader:
     try:
         values = json.loads((folder / "store.json").read_text())
         version = values.pop("version")
-        header = StoreHeader(cameras=tuple(values.pop("cameras")), **values)
+        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        header = StoreHeader(**(values | lists))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{folder}: not an episode store, store.json cannot be read ({e})") from e
     if version != VERSION:

@@ -9,7 +9,7 @@ import numpy as np
 from av.error import FFmpegError
 from jaxtyping import UInt8
 
-from selfflow.datasets.episodes import Signals, check_camera
+from selfflow.datasets.episodes import Metadata, Signals, check_camera, no_signals
 from selfflow.datasets.spec import EMBODIMENTS, TASKS, Embodiment, UserError
 
 MAX_BYTES = 256 * 2**20  # of decoded frames held in memory
@@ -25,13 +25,15 @@ class VideoClip:
     """
 
     def __init__(
-        self, path: str | Path, embodiment: str = "google_robot", instruction: str | None = None
+        self,
+        path: str | Path,
+        embodiment: Embodiment = EMBODIMENTS["google_robot"],
+        instruction: str | None = None,
     ) -> None:
         path = Path(path)
-        if embodiment not in EMBODIMENTS:
-            raise UserError(f"embodiment={embodiment}: choose one of {', '.join(EMBODIMENTS)}")
         self.name = path.name
-        self.embodiment: Embodiment = EMBODIMENTS[embodiment]
+        self.embodiment = embodiment
+        self.cameras = self.embodiment.cameras[:1]
         self.skipped = 0
         self.instruction = guess_instruction(path.stem) if instruction is None else instruction
         self._frames = _decode(path)
@@ -47,21 +49,16 @@ class VideoClip:
         self, i: int, steps: Sequence[int], camera: str | None = None
     ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
         """Frames at these steps, native size."""
-        check_camera(camera, self.embodiment.cameras[:1], self.name)
+        check_camera(camera, self.cameras, self.name)
         return [self._frames[step] for step in steps]
 
     def signals(self, i: int) -> Signals:
         """Nothing but the instruction is valid."""
-        t = len(self._frames)
-        none = np.zeros(t, bool)
-        return Signals(
-            proprio=np.zeros((t, 8), np.float32),
-            proprio_valid=none,
-            actions=np.zeros((t, 7), np.float32),
-            action_valid=none.copy(),
-            terminate=none.copy(),
-            instruction=[self.instruction] * t,
-        )
+        return no_signals([self.instruction] * len(self._frames))
+
+    def metadata(self, i: int) -> Metadata:
+        """The file's name; its own rate is not that of its steps."""
+        return {"file": self.name}
 
 
 def is_mp4(path: Path) -> bool:

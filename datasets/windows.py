@@ -2,8 +2,9 @@
 
     B batch, F frames of a window, K actions of a chunk, T observation steps of an episode
 
-A batch depends on (seed, step) and the data alone: nothing is carried from one to the next.
-So the sampler's position *is* the training step, and resuming at step n needs no saved state.
+Which windows a step gets depends on (seed, step) and the data alone (order.py): nothing is carried
+from one step to the next. So the sampler's position *is* the training step, and resuming at step n
+needs no saved state.
 
 Padding at the borders of an episode, for a sample at step t:
 
@@ -17,22 +18,27 @@ Padding at the borders of an episode, for a sample at step t:
   it, and in an episode without any action, terminate_valid is False.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float32, Int64, UInt8
+from rich.console import Console
+from rich.progress import track
 
+from selfflow.datasets.augment import Augment, Change, changed, draw, resize
 from selfflow.datasets.episodes import EpisodeSource, Measures, Signals
+from selfflow.datasets.order import Turns, key_of, permuted
 from selfflow.datasets.spec import ACTION_DIM, GRIPPER, UserError
 
-EPISODES_KEPT = 20_000  # signals held in memory, some 10 KB each for 130 steps
-TRIES = 1000  # draws until a step with a valid action must have turned up
+__all__ = ["Batch", "Loader", "Mixture", "Place", "WindowSpec", "resize"]
+
+KEPT_BYTES = 64 * 2**20  # of signals held in memory, some 10 KB an episode of 130 steps
+TELL = 2000  # episodes from which on reading them all shows its progress
+UNCHANGED = Change()
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class WindowSpec:
     height: int  # of the frames, pixels
     width: int
     shift: int = 0  # random-shift augmentation: at most this many pixels each way
+    augment: Augment = field(default_factory=Augment)
     only_with_actions: bool = False  # sample only steps that have a valid action
     every: int = 1  # t is a multiple of it: where clips were encoded beforehand
     # key -> (rows from t on, values a row) of what sources measure beside actions
@@ -78,25 +85,66 @@ class Batch:
     extra_valid: dict[str, Bool[np.ndarray, "B _"]] = field(default_factory=dict)
 
 
-def resize(
-    image: UInt8[np.ndarray, "_ _ 3"], height: int, width: int
-) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """The image at another size by averaging boxes of whole pixels, squashed if its aspect differs.
+class Place(NamedTuple):
+    """A window: step t of an episode of a source. `number` is the sample's, of the whole run; its
+    augmentation is drawn by it. None: as it is."""
 
-    Where the ratio is whole this is the area average; enlarging repeats pixels. Training and
-    policies both use it, so that they see the same picture.
+    source: int
+    episode: int
+    t: int
+    number: int | None = None
+
+
+class Loader:
+    """Reads windows of sources by place."""
+
+    def __init__(self, sources: Sequence[EpisodeSource], spec: WindowSpec, seed: int = 0) -> None:
+        self.sources, self.spec, self.seed = list(sources), spec, seed
+        self._kept = _Kept(KEPT_BYTES)
+
+    def load(self, places: Sequence[Place]) -> Batch:
+        """The samples at these places, in order."""
+        samples = [self._sample(place) for place in places]
+        return Batch(*(_joined(column) for column in zip(*samples, strict=True)))
+
+    def _sample(self, place: Place) -> tuple:
+        """One sample, in the order of Batch's fields."""
+        number, index, t, _ = place
+        source, spec = self.sources[number], self.spec
+        episode = self._kept.get(number, index, source)
+        wanted = t + np.array(spec.frames)
+        steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
+        extra = {k: _rows(source, index, t, k, *shape) for k, shape in spec.extra.items()}
+        return (
+            self._images(place, steps.tolist())[inverse],
+            (wanted >= 0) & (wanted < episode.steps),
+            episode.proprio[t],
+            episode.proprio_valid[t],
+            *episode.chunk(t, spec.chunk),
+            episode.texts[t],
+            source.embodiment.name,
+            (source.name, index, t),
+            {k: rows for k, (rows, _) in extra.items()},
+            {k: valid for k, (_, valid) in extra.items()},
+        )
+
+    def _images(self, place: Place, steps: list[int]) -> UInt8[np.ndarray, "F H W 3"]:
+        spec = self.spec
+        if not spec.pictures:
+            return np.zeros((len(steps), 1, 1, 3), np.uint8)
+        change = UNCHANGED
+        if place.number is not None and (spec.shift or spec.augment != Augment()):
+            rng = np.random.default_rng([self.seed, place.number])
+            change = draw(rng, spec.augment, spec.shift)
+        images = self.sources[place.source].frames(place.episode, steps)
+        return changed(images, change, spec.height, spec.width)
+
+
+class Mixture(Loader):
+    """Draws windows from sources by weight; of each source every window once an epoch.
+
+    With `only_with_actions` the signals of all episodes are read first, to know the windows.
     """
-    h, w = image.shape[:2]
-    if (h, w) == (height, width):
-        return image
-    picture = Image.fromarray(image)
-    if h % height == 0 and w % width == 0:  # whole blocks: the same, in half the time
-        return np.array(picture.reduce((w // width, h // height)))
-    return np.array(picture.resize((width, height), Image.Resampling.BOX))
-
-
-class Mixture:
-    """Draws samples from sources by weight, within a source uniformly over all its steps."""
 
     def __init__(
         self,
@@ -110,103 +158,96 @@ class Mixture:
         empty = [source.name for source in sources if len(source) == 0]
         if empty:
             raise UserError(f"data: no episode in {', '.join(empty)}; record some, or leave it out")
-        self.sources, self.spec, self.seed = list(sources), spec, seed
-        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
-        self._ends = [np.cumsum([s.length(i) for i in range(len(s))]) for s in sources]
-        self._episode = lru_cache(EPISODES_KEPT)(self._load)
+        super().__init__(sources, spec, seed)
+        self.windows = [_Windows(source, spec) for source in sources]
+        self.turns = Turns(list(weights))
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
-        """The `size` samples that this rank of `world` trains on at this step.
+        """The `size` samples that this rank of `world` trains on at this step."""
+        return self.load(self.places(step, size, rank, world))
 
-        All ranks draw the same size x world samples and load their own part of them, so that a run
-        sees the same data whatever number of processes it has.
-        """
+    def places(self, step: int, size: int, rank: int = 0, world: int = 1) -> list[Place]:
+        """Where they are. A run sees the same windows whatever number of processes shares them."""
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
-        rng = np.random.default_rng([self.seed, step, 0])
-        limit = self.spec.shift
-        drawn = [
-            (self._draw(rng), rng.integers(-limit, limit + 1, 2).tolist())
-            for _ in range(size * world)
-        ]
-        samples = [self._sample(*one) for one in drawn[rank * size : (rank + 1) * size]]
-        return Batch(*(_joined(column) for column in zip(*samples, strict=True)))
+        first = (step * world + rank) * size
+        turns = [self.turns.at(first + j) for j in range(size)]
+        found: list[Place] = [Place(0, 0, 0)] * size
+        for source, windows in enumerate(self.windows):
+            rows = [j for j, (who, _) in enumerate(turns) if who == source]
+            epochs, n = np.divmod(np.array([turns[j][1] for j in rows], np.int64), windows.count)
+            keys = np.array([key_of(self.seed, source, int(e)) for e in epochs], np.uint64)
+            episodes, steps = windows.at(permuted(n, windows.count, keys))
+            for j, episode, t in zip(rows, episodes.tolist(), steps.tolist(), strict=True):
+                found[j] = Place(source, episode, t, first + j)
+        return found
 
-    def _load(self, source: int, episode: int) -> "_Episode":
-        return _Episode(self.sources[source].signals(episode))
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often each source has been gone through after so many samples, by its name."""
+        had, found = self.turns.counts(samples), {}
+        for i, (source, windows) in enumerate(zip(self.sources, self.windows, strict=True)):
+            name = source.name if source.name not in found else f"{source.name}#{i}"
+            found[name] = had[i] / windows.count
+        return found
 
-    def _draw(self, rng: np.random.Generator) -> tuple[int, int, int]:
-        """(source, episode, t) of a sample."""
-        source = int(rng.choice(len(self.sources), p=self.weights))
-        ends = self._ends[source]
-        for _ in range(TRIES):
-            flat = int(rng.integers(ends[-1]))
-            episode = int(np.searchsorted(ends, flat, side="right"))
-            t = flat - (int(ends[episode - 1]) if episode else 0)
-            t -= t % self.spec.every
-            if not self.spec.only_with_actions:
-                return source, episode, t
-            if self._episode(source, episode).signals.action_valid[t]:
-                return source, episode, t
-        raise UserError(
-            f"data: {self.sources[source].name} has no actions to learn from "
-            f"({TRIES} steps tried); leave it out here, or pretrain on it"
-        )
-
-    def _sample(self, drawn: tuple[int, int, int], shift: list[int]) -> tuple:
-        """One sample, in the order of Batch's fields."""
-        number, index, t = drawn
-        source, episode, spec = self.sources[number], self._episode(number, index), self.spec
-        wanted = t + np.array(spec.frames)
-        steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
-        images = self._images(source, index, steps.tolist())
-        signals = episode.signals
-        extra = {k: _rows(source, index, t, k, *shape) for k, shape in spec.extra.items()}
-        return (
-            shifted(images, *shift)[inverse],
-            (wanted >= 0) & (wanted < episode.steps),
-            signals.proprio[t],
-            signals.proprio_valid[t],
-            *episode.chunk(t, spec.chunk),
-            signals.instruction[t],
-            source.embodiment.name,
-            (source.name, index, t),
-            {k: rows for k, (rows, _) in extra.items()},
-            {k: valid for k, (_, valid) in extra.items()},
-        )
-
-    def _images(self, source: EpisodeSource, index: int, steps: list[int]) -> np.ndarray:
-        if not self.spec.pictures:
-            return np.zeros((len(steps), 1, 1, 3), np.uint8)
-        images = source.frames(index, steps)
-        return np.stack([resize(image, self.spec.height, self.spec.width) for image in images])
+    def try_all(self) -> None:
+        """Loads a window of every source, so that what is wrong with one is said early."""
+        for i, windows in enumerate(self.windows):
+            episodes, steps = windows.at(np.array([windows.count // 2]))
+            self.load([Place(i, int(episodes[0]), int(steps[0]))])
 
 
-def shifted(images: UInt8[np.ndarray, "F H W 3"], dy: int, dx: int) -> UInt8[np.ndarray, "F H W 3"]:
-    """All images moved down by dy and right by dx pixels, their edges repeated."""
-    if dy == dx == 0:
-        return images
-    h, w = images.shape[1:3]
-    margin = max(abs(dy), abs(dx))
-    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
-    return padded[:, margin - dy :, margin - dx :][:, :h, :w]
+class _Windows:
+    """The windows of a source, numbered 0 .. count - 1."""
+
+    def __init__(self, source: EpisodeSource, spec: WindowSpec) -> None:
+        self.every = spec.every
+        lengths = np.array([source.length(i) for i in range(len(source))], np.int64)
+        self._ends = np.cumsum(-(-lengths // self.every))
+        self.count = int(self._ends[-1])
+        self._chosen: Int64[np.ndarray, "_"] | None = None
+        if spec.only_with_actions:
+            episodes, told = range(len(source)), Console(stderr=True, quiet=len(source) < TELL)
+            note = f"{source.name}: windows with actions"
+            valid = [
+                source.signals(i).action_valid[:: self.every]
+                for i in track(episodes, note, console=told, transient=True)
+            ]
+            self._chosen = np.flatnonzero(np.concatenate(valid)).astype(np.int64)
+            self.count = len(self._chosen)
+            if not self.count:
+                raise UserError(
+                    f"data: {source.name} has no actions to learn from; leave it out here, or "
+                    "pretrain on it"
+                )
+
+    def at(
+        self, n: Int64[np.ndarray, "B"]
+    ) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+        """Episode and step of these windows."""
+        flat = n if self._chosen is None else self._chosen[n]
+        episodes = np.searchsorted(self._ends, flat, side="right")
+        starts = np.append(0, self._ends)[episodes]
+        return episodes, (flat - starts) * self.every
 
 
-def prefetch(
-    mixture: Mixture, steps: Iterable[int], size: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """Batches of these training steps, in order; the next one loads while one is in use.
+class _Kept:
+    """Episodes' signals that were used last, up to so many bytes."""
 
-    An error while loading is raised where its batch would have come.
-    """
-    with ThreadPoolExecutor(1, "prefetch") as pool:
-        coming = None
-        for step in steps:
-            ready, coming = coming, pool.submit(mixture.batch, step, size, rank, world)
-            if ready is not None:
-                yield ready.result()
-        if coming is not None:
-            yield coming.result()
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self._kept: OrderedDict[tuple[int, int], _Episode] = OrderedDict()
+
+    def get(self, source: int, index: int, of: EpisodeSource) -> "_Episode":
+        """Episode `index` of source number `source`, read if it is not here."""
+        key = source, index
+        if key not in self._kept:
+            self._kept[key] = episode = _Episode(of.signals(index))
+            self.size += episode.size
+            while self.size > self.limit and len(self._kept) > 1:
+                self.size -= self._kept.popitem(last=False)[1].size
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 def _rows(
@@ -236,10 +277,12 @@ class _Episode:
     """Signals of an episode and what padding needs to know of it."""
 
     def __init__(self, signals: Signals) -> None:
-        self.signals = signals
+        self.proprio, self.proprio_valid = signals.proprio, signals.proprio_valid
+        self._actions, self._valid = signals.actions, signals.action_valid
         self.steps = len(signals.actions)
-        texts = signals.instruction
-        changes = np.array([a != b for a, b in pairwise(texts)], bool)
+        once: dict[str, str] = {}  # readers may make a new text of every step
+        self.texts = [once.setdefault(text, text) for text in signals.instruction]
+        changes = np.array([a != b for a, b in pairwise(self.texts)], bool)
         # The step, exclusive, up to which each step's instruction lasts.
         ends = np.append(np.flatnonzero(changes) + 1, self.steps)
         self._lasts = ends[np.searchsorted(ends, np.arange(self.steps), side="right")]
@@ -254,6 +297,8 @@ class _Episode:
             self._hold = targets[valid[last.clip(0)]]
         else:
             self._hold = np.ones_like(targets)
+        arrays = (v for v in vars(self).values() if isinstance(v, np.ndarray))
+        self.size = sum(a.nbytes for a in arrays) + 8 * self.steps + sum(map(len, once)) + 2000
 
     def chunk(
         self, t: int, k: int
@@ -266,10 +311,10 @@ class _Episode:
         """Actions, action_valid, terminate and terminate_valid of steps t .. t + k - 1."""
         steps, last = t + np.arange(k), int(self._lasts[t])
         at = steps.clip(max=last - 1)
-        valid = self.signals.action_valid[at] & (steps < last)
+        valid = self._valid[at] & (steps < last)
         actions = np.zeros((k, ACTION_DIM), np.float32)
         actions[:, GRIPPER] = self._hold[at]
-        actions[valid] = self.signals.actions[at[valid]]
+        actions[valid] = self._actions[at[valid]]
         inside = steps.clip(max=self.steps - 1)
         before = self._done[t - 1] if t else 0
         changed = (steps >= last) & (last < self.steps)

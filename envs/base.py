@@ -5,7 +5,6 @@ its instruction, and judges success; a `Simulator` only moves, senses and draws.
 same in the twin and in SIMPLER. Conventions: selfflow.datasets.spec.
 """
 
-import string
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -23,6 +22,7 @@ from selfflow.datasets.spec import (
     Observation,
     Task,
 )
+from selfflow.envs.instruction_space import Instruction
 from selfflow.envs.tasks import RULES, draw_placement, instruction
 
 Info = dict[str, Any]
@@ -89,17 +89,22 @@ class RobotEnv(gymnasium.Env):
     | terminated | never: the official result is the last step's |
     | truncated | at `Task.max_steps` |
 
+    With `pictures=False` an observation has no images, and only `render()` draws.
     `reset(seed=s, options={"placement": {...}})` overrides single entries of the drawn placement.
     `info` at every step: success, subtask, privileged, progress, and clipped and ik_failed, counted
-    so far; at reset also task, backend, seed, draws (every random draw by name) and cameras.
+    so far; at reset also task, backend, seed, draws (every random draw by name) and cameras, which
+    do not move in an episode (`Simulator.camera_info`).
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's form)
 
-    def __init__(self, simulator: Simulator, task: Task, placement: str = "mild") -> None:
+    def __init__(
+        self, simulator: Simulator, task: Task, placement: str = "mild", pictures: bool = True
+    ) -> None:
         if task.name not in RULES:
             raise ValueError(f"{task.name} has no rules yet; have: {', '.join(RULES)}")
         self.simulator, self.task, self.placement = simulator, task, placement
+        self.pictures = pictures
         self.embodiment = simulator.embodiment
         self.render_mode = "rgb_array"
         self.metadata = {**self.metadata, "render_fps": self.embodiment.control_hz}
@@ -110,12 +115,11 @@ class RobotEnv(gymnasium.Env):
                     {
                         name: gymnasium.spaces.Box(0, 255, (h, w, 3), np.uint8)
                         for name, (h, w) in simulator.image_shapes.items()
+                        if pictures
                     }
                 ),
                 "proprio": gymnasium.spaces.Box(*_PROPRIO_BOUNDS, dtype=np.float32),
-                "instruction": gymnasium.spaces.Text(
-                    200, charset=string.ascii_letters + string.digits + string.punctuation + " "
-                ),
+                "instruction": Instruction(),
             }
         )
         high = np.array(self.embodiment.limits, np.float32)
@@ -191,7 +195,7 @@ class RobotEnv(gymnasium.Env):
 
     def _observe(self) -> Observation:
         return {
-            "images": self.simulator.render(),
+            "images": self.simulator.render() if self.pictures else {},
             "proprio": np.asarray(self.simulator.proprio(), np.float32),
             "instruction": instruction(self.task, self.subtask, self._start),
         }

@@ -5,6 +5,7 @@ trials of a task are `grid_cell(name, 0..23)`.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations, product
 
 import numpy as np
@@ -14,8 +15,12 @@ from selfflow.datasets.spec import Task
 
 Privileged = dict[str, np.ndarray]
 TRIALS = 24
+TABLE_PHOTO, SINK_PHOTO = "bridge_real_eval_1", "bridge_sink"
 TABLE_CENTRE = np.array([-0.16, 0.0])
 BASKET, EGGPLANT_CENTRE = (-0.125, 0.025), np.array([-0.105, 0.206])
+# m about the centre; further out it is dropped on the sink's slope, and rolls or jumps off
+EGGPLANT_SPREAD = ((-0.045, -0.005), (0.01, 0.055))
+EGGPLANT_ROLLED = ((-0.124, 0.236), (-0.093, 0.231))  # where two of the trials come to rest
 KEEP_AWAY = 0.02  # m between a drawn source and every source of the grid
 APART = 0.10  # m at least between a drawn source and target
 NEAR = 0.003  # m of slack beside the target's half diagonal
@@ -73,6 +78,11 @@ PAIRS = {
 }
 
 
+def bridge_photo(task: Task) -> str:
+    """The photograph behind the table; the eggplant's is of a sink."""
+    return TABLE_PHOTO if PAIRS[task.name].corners else SINK_PHOTO
+
+
 def grid_cell(name: str, trial: int) -> dict[str, float]:
     """Placement of SIMPLER's trial 0..23: positions in turn, each with all its yaws."""
     pair = PAIRS[name]
@@ -92,26 +102,30 @@ def grid_cell(name: str, trial: int) -> dict[str, float]:
 def draw_bridge_placement(
     task: Task, kind: str, rng: np.random.Generator, seed: int | None
 ) -> dict[str, float]:
-    """`grid` is SIMPLER's trial seed mod 24; `mild` is drawn about the grid, the source KEEP_AWAY
-    from all of the grid's sources: for demonstrations that must not hold the test's cells."""
+    """`grid` is SIMPLER's trial seed mod 24; `mild` and `train` are drawn about the grid, the
+    source KEEP_AWAY from all of its sources: demonstrations must not hold the test's cells."""
     if kind == "grid":
         return grid_cell(task.name, int(rng.integers(TRIALS)) if seed is None else seed)
-    if kind != "mild":
-        raise ValueError(f"placement={kind}: choose mild or grid")
-    pair = PAIRS[task.name]
-    cells = [grid_cell(task.name, trial) for trial in range(TRIALS)]
-    taken = np.array([(cell["source_x"], cell["source_y"]) for cell in cells])
+    pair, taken = PAIRS[task.name], _grid_sources(task.name)
     while True:
         if pair.corners:
             half = max(pair.corners)
             source, target = TABLE_CENTRE + rng.uniform(-half, half, (2, 2))
             yaw = pair.yaws[int(rng.integers(len(pair.yaws)))] + rng.uniform(-0.3, 0.3)
         else:
-            source = EGGPLANT_CENTRE + rng.uniform((-0.045, -0.05), (0.045, 0.05))
+            source = EGGPLANT_CENTRE + rng.uniform(*EGGPLANT_SPREAD)
             target, yaw = np.array(BASKET), rng.uniform(-np.pi / 4, np.pi / 4)
         far = np.linalg.norm(source - taken, axis=1).min() >= KEEP_AWAY
         if far and np.linalg.norm(source - target) >= APART:
             return _placement(source, target, float(yaw))
+
+
+@cache
+def _grid_sources(name: str) -> np.ndarray:
+    """x, y of the source in every trial, and where two roll to before the robot moves, (n, 2)."""
+    cells = [grid_cell(name, trial) for trial in range(TRIALS)]
+    sources = [(cell["source_x"], cell["source_y"]) for cell in cells]
+    return np.array(sources if PAIRS[name].corners else [*sources, *EGGPLANT_ROLLED])
 
 
 def _placement(source: np.ndarray, target: np.ndarray, yaw: float) -> dict[str, float]:

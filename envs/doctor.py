@@ -1,8 +1,8 @@
 """python envs/doctor.py
 
 Says what works on this machine, what does not, and the command that cures it: the MuJoCo twin and
-its drawing, the Vulkan device and its driver, SAPIEN, and SIMPLER's data files. Exit status 0 if a
-rollout in the twin works, 1 if not; what backend=simpler lacks is in the text.
+its drawing, the Vulkan device and its driver, SAPIEN, SIMPLER's data files, and ManiSkill. Exit
+status 0 if a rollout in the twin works, 1 if not; what the other backends lack is in the text.
 """
 
 import ctypes.util
@@ -21,10 +21,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from selfflow.datasets.spec import TASKS, UserError
-from selfflow.envs import sapien_render, simpler_assets, vulkan
+from selfflow.envs import maniskill_assets, sapien_render, simpler_assets, vulkan
+from selfflow.envs.bridge_tasks import PAIRS
 
 OPENGL = "apt-get install --no-install-recommends libegl1 libgl1"
 SETUP, PLACE = "make simpler-setup", "python envs/simpler_assets.py source=..."
+MANISKILL = "python -m pip install 'selfflow[maniskill]'"
 RENDER_SECONDS = 180  # a cold shader cache takes 16
 
 
@@ -112,6 +114,22 @@ def assets() -> Finding:
     return Finding("assets", state.complete, f"{root}: {state}", "" if state.complete else PLACE)
 
 
+def maniskill() -> Finding:
+    """ManiSkill and the files of its WidowX tasks, which are linked from SIMPLER's if need be."""
+    try:
+        version = importlib.metadata.version("mani-skill")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("mani-skill", False, "the package mani-skill is not installed", MANISKILL)
+    try:
+        folder = maniskill_assets.asset_folder()
+    except UserError as e:
+        return Finding("mani-skill", False, f"mani-skill {version}; {e}", PLACE)
+    lacking = {task: maniskill_assets.missing(folder, task) for task in PAIRS}
+    first = next((str(file) for files in lacking.values() for file in files), "")
+    says = f"mani-skill {version}, files in {folder}" + (f"; missing: {first}" if first else "")
+    return Finding("mani-skill", not first, says, maniskill_assets.cure(folder) if first else "")
+
+
 Check = Callable[[], Finding]
 # With the cure for what a check itself may raise.
 FOR_THE_TWIN: tuple[tuple[Check, str], ...] = (
@@ -123,6 +141,7 @@ FOR_SIMPLER: tuple[tuple[Check, str], ...] = (
     (sapien, SETUP),
     (assets, PLACE),
 )
+FOR_MANISKILL: tuple[tuple[Check, str], ...] = ((maniskill, MANISKILL),)
 
 
 def examine(check: Check, cure: str) -> Finding:
@@ -140,22 +159,28 @@ def report(findings: list[Finding], console: Console) -> None:
         mark = "[green]works[/]" if f.works else "[red]fails[/]"
         table.add_row(escape(f.what), mark, escape(f.says), escape(f.cure))
     console.print(table)
-    works = {f.what: f.works for f in findings}
-    lacks = [f for f in findings[len(FOR_THE_TWIN) :] if not f.works]
-    missing = "lacks " + ", ".join(f.what for f in lacks)
-    cures = "; ".join(dict.fromkeys(f.cure for f in lacks))
-    for backend, good, says in (
-        ("mujoco", works.get("twin", False), f"fails: {findings[0].says}"),
-        ("simpler", not lacks, f"{missing}; type: {cures}"),
+    first, last = len(FOR_THE_TWIN), len(FOR_THE_TWIN) + len(FOR_SIMPLER)
+    drawn = [f for f in findings[first:last] if f.what != "assets"]  # ManiSkill may have its own
+    twin = "works" if findings[0].works else f"fails: {findings[0].says}"
+    for backend, says in (
+        ("mujoco", twin),
+        ("simpler", _verdict(findings[first:last])),
+        ("maniskill", _verdict([*drawn, *findings[last:]])),
     ):
-        console.print(
-            f"backend={backend} {'works' if good else says}", soft_wrap=True, markup=False
-        )
+        console.print(f"backend={backend} {says}", soft_wrap=True, markup=False)
+
+
+def _verdict(needed: list[Finding]) -> str:
+    lacks = [f for f in needed if not f.works]
+    cures = "; ".join(dict.fromkeys(f.cure for f in lacks))
+    missing = ", ".join(f.what for f in lacks)
+    return f"lacks {missing}; type: {cures}" if lacks else "works"
 
 
 def main(console: Console | None = None) -> int:
     """Runs every check and prints what it found. 0 if a rollout in the twin works, else 1."""
-    findings = [examine(check, cure) for check, cure in (*FOR_THE_TWIN, *FOR_SIMPLER)]
+    checks = (*FOR_THE_TWIN, *FOR_SIMPLER, *FOR_MANISKILL)
+    findings = [examine(check, cure) for check, cure in checks]
     report(findings, console or Console())
     return 0 if findings[0].works else 1
 

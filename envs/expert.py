@@ -6,6 +6,7 @@ closed fingers pitched 30 degrees down (handles have no collision shape). World 
 """
 
 from collections.abc import Generator, Iterator
+from itertools import cycle
 
 import numpy as np
 
@@ -28,6 +29,12 @@ PANEL_HEIGHT = {"top": 0.685, "middle": 0.440, "bottom": 0.195}  # of the front'
 HALF_PANEL = 0.07
 OPEN, CLOSED = 1.0, 0.0
 LEAN = 0.3  # rad, of the grasp
+HOOK_DEPTH = 0.02  # of the commanded tool below the front's upper edge; the tips reach further down
+PULL = 0.12  # commanded a step
+SLIPPED = 0.06  # the tool has moved that much more than the drawer
+OPENED, WIDE, SHUT = 0.16, 0.20, 0.02  # opening: enough to stop trying, to stop pulling or pushing
+IN_DRAWER = 0.80  # the apple is below
+ASTRIDE, LOST = 0.04, 0.07  # tool to apple: near enough to close on it, too far to hold it
 
 
 class Waypoints:
@@ -110,7 +117,6 @@ class DrawerExpert(Waypoints):
         super()._see(privileged)
         self._opening = float(privileged["drawers"][self._drawer])
         self._apple = privileged["apple"][:3].astype(np.float64)
-        self._placed = bool(privileged["apple_on_drawer_floor"][0])
 
     def _script(self) -> Iterator[Command]:
         if self._closes:
@@ -124,72 +130,82 @@ class DrawerExpert(Waypoints):
             yield self._hold(OPEN if self._task.name == "open_drawer_place" else CLOSED)
 
     def _open(self) -> Iterator[Command]:
+        for shift in cycle((0.0, 0.05, -0.05, 0.10)):
+            if self._opening >= OPENED:
+                return
+            yield from self._hook_and_pull(
+                float(np.clip(self._base_p[1] + 0.09 + shift, -0.2, 0.2))
+            )
+
+    def _hook_and_pull(self, y: float) -> Iterator[Command]:
+        """Fingers behind the front's upper edge, towards the robot, and up out of the gap."""
         top = PANEL_HEIGHT[DRAWERS[self._drawer]] + HALF_PANEL
         turn = self._pitched(np.radians(30))
-        for shift in (0.0, 0.05, -0.05, 0.10):
-            y = float(np.clip(self._base_p[1] + 0.09 + shift, -0.2, 0.2))
-            front = self._opening  # the front has moved out by what is open already
-            yield from self._go(
-                (0.22 + front, y, top + 0.06), turn, CLOSED, tolerance=0.03, angle=0.15
-            )
-            yield from self._go(
-                (-0.03 + front, y, top + 0.03), turn, CLOSED, tolerance=0.02, angle=0.15
-            )
-            yield from self._go(
-                (-0.03 + front, y, top - 0.02), turn, CLOSED, tolerance=0.012, steps=7
-            )
-            for _ in range(14):
-                if self._opening >= 0.20:
-                    break
-                yield self._command(np.add(self._p, (0.12, 0, 0)), turn, CLOSED)
-            p = self._p.copy()
-            yield from self._go(np.add(p, (-0.01, 0, 0.15)), turn, CLOSED, tolerance=0.06, steps=8)
-            if self._opening >= 0.16:
-                return
+        front = self._opening  # the front has moved out by what is open already
+        above, behind = (0.22 + front, y, top + 0.06), (-0.03 + front, y, top + 0.03)
+        yield from self._go(above, turn, CLOSED, tolerance=0.03, angle=0.15)
+        yield from self._go(behind, turn, CLOSED, tolerance=0.02, angle=0.15)
+        hooked = (behind[0], y, top - HOOK_DEPTH)
+        yield from self._go(hooked, turn, CLOSED, tolerance=0.012, steps=7)
+        lead = self._p[0] - self._opening
+        for _ in range(16):
+            if self._opening >= WIDE or self._p[0] - self._opening > lead + SLIPPED:
+                break
+            # Always the same height and y: told only to move in x, the tool drifts up and off.
+            yield self._command((self._p[0] + PULL, y, hooked[2]), turn, CLOSED)
+        out = np.add(self._p, (-0.01, 0, 0.15))
+        yield from self._go(out, turn, CLOSED, tolerance=0.06, steps=8)
 
     def _push(self) -> Iterator[Command]:
         z = PANEL_HEIGHT[DRAWERS[self._drawer]]
         turn = self._pitched(np.radians(45))
         y = float(np.clip(self._base_p[1] + 0.09, -0.2, 0.2))
-        for _ in range(3):
+        while self._opening > SHUT:
             start = (0.0175 + self._opening + 0.12, y, z + 0.01)
             yield from self._go(start, turn, CLOSED, tolerance=0.03, angle=0.15)
             for _ in range(20):
-                if self._opening <= 0.02:
+                if self._opening <= SHUT:
                     return
                 yield self._command(np.add(self._p, (-0.12, 0, 0)), turn, CLOSED)
 
     def _place(self) -> Iterator[Command]:
         # Leaning forward by LEAN the wrist stays nearer to the robot: reaches the far apples.
         home = compose(from_axis_angle([0.0, LEAN, 0.0]), self._home_q)
-        yield from self._go(
-            np.add(self._home_p, (0, 0, 0.02)), home, OPEN, tolerance=0.08, angle=0.25
-        )
+        start = np.add(self._home_p, (0, 0, 0.02))
+        yield from self._go(start, home, OPEN, tolerance=0.08, angle=0.25)
+        while self._apple[2] > IN_DRAWER:
+            if (yield from self._pick(home)):
+                yield from self._drop(home)
+
+    def _pick(self, turn: np.ndarray) -> Move:
+        """Whether the apple hangs in the gripper."""
+        over = np.add(self._apple, (0, 0, 0.08))
+        yield from self._go(over, turn, OPEN, tolerance=0.02, angle=0.12)
+        yield from self._go(self._apple.copy(), turn, OPEN, tolerance=0.006, angle=0.12, steps=14)
+        if np.linalg.norm(self._apple - self._p) > ASTRIDE:
+            return False  # a finger stands on the apple: up again
+        grip = self._apple.copy()
+        for _ in range(5):
+            yield self._command(grip, turn, CLOSED)
+        return (yield from self._carry(np.add(grip, (0, 0, 0.08)), turn, 0.03))
+
+    def _drop(self, turn: np.ndarray) -> Iterator[Command]:
+        """Carries the apple over the drawer, lets it fall, and moves up."""
+        x, y = 0.02 + 0.55 * self._opening, float(np.clip(self._apple[1], -0.12, 0.12))
+        if not (yield from self._carry((x, y, 0.96), turn, 0.02, steps=25)):
+            return
+        yield from self._carry((x, y, 0.88), turn, 0.02)
         for _ in range(4):
-            yield from self._go(
-                np.add(self._apple, (0, 0, 0.08)), home, OPEN, tolerance=0.02, angle=0.12
-            )
-            grip = self._apple.copy()
-            yield from self._go(grip, home, OPEN, tolerance=0.006, angle=0.12, steps=14)
-            for _ in range(5):
-                yield self._command(grip, home, CLOSED)
-            yield from self._go(np.add(grip, (0, 0, 0.08)), home, CLOSED, tolerance=0.03, steps=8)
-            if self._apple[2] < grip[2] + 0.03:
-                yield from self._go(
-                    np.add(self._p, (0, 0, 0.08)), home, OPEN, tolerance=0.03, steps=6
-                )
-                continue
-            over = np.array(
-                [0.02 + 0.55 * self._opening, np.clip(self._apple[1], -0.12, 0.12), 0.96]
-            )
-            yield from self._go(over, home, CLOSED, tolerance=0.02, angle=0.2)
-            over[2] = 0.88
-            yield from self._go(over, home, CLOSED, tolerance=0.02, angle=0.2, steps=8)
-            for _ in range(4):
-                yield self._command(over, home, OPEN)
-            yield from self._go(np.add(over, (0, 0, 0.10)), home, OPEN, tolerance=0.04, steps=5)
-            if self._apple[2] < 0.80:
-                return
+            yield self._command((x, y, 0.88), turn, OPEN)
+        yield from self._go((x, y, 0.98), turn, OPEN, tolerance=0.04, steps=5)
+
+    def _carry(self, target, turn: np.ndarray, tolerance: float, steps: int = 8) -> Move:
+        """Moves with closed fingers; False as soon as the apple has slipped out of them."""
+        for command in self._go(target, turn, CLOSED, tolerance, angle=0.2, steps=steps):
+            yield command
+            if np.linalg.norm(self._apple - self._p) > LOST:
+                return False
+        return True
 
     def _pitched(self, pitch: float) -> np.ndarray:
         """Tool pointing at the cabinet and down by `pitch`, fingers closing along y.

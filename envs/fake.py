@@ -125,6 +125,6 @@ class PointSimulator:
         self._held = None
 
 
-def make_fake(task: Task, placement: str = "mild") -> RobotEnv:
+def make_fake(task: Task, placement: str = "mild", pictures: bool = True) -> RobotEnv:
     """The task in the fake simulator."""
-    return RobotEnv(PointSimulator(EMBODIMENTS[task.embodiment]), task, placement)
+    return RobotEnv(PointSimulator(EMBODIMENTS[task.embodiment]), task, placement, pictures)

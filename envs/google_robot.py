@@ -3,7 +3,7 @@
 Legend: N substeps, J arm joints (9, the head included).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ CONTROL_HZ, PHYSICS_HZ = 3, 513
 SUBSTEPS = PHYSICS_HZ // CONTROL_HZ
 BASE_HEIGHT = 0.06205 + 0.017
 TOOL, CAMERA = "link_gripper_tcp", "link_camera"
+HEAD = ("joint_head_pan", "joint_head_tilt")
 
 
 ARM = {
@@ -74,8 +75,18 @@ class Drives:
 class GoogleRobot(Arm):
     """The robot in a scene. Poses are in its base frame unless a name says world."""
 
-    def __init__(self, scene: sapien.Scene, urdf: Path, base: sapien.Pose) -> None:
-        super().__init__(scene, urdf, base, ARM, FINGERS, MATERIALS, TOOL, several_hulls=True)
+    def __init__(
+        self,
+        scene: sapien.Scene,
+        urdf: Path,
+        base: sapien.Pose,
+        head: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """`head` is added to the head's pan and tilt at the start (rad)."""
+        arm = dict(ARM)
+        for name, more in zip(HEAD, head, strict=True):
+            arm[name] = replace(arm[name], start=arm[name].start + more)
+        super().__init__(scene, urdf, base, arm, FINGERS, MATERIALS, TOOL, several_hulls=True)
         for name in FINGERS:
             self.joints[name].set_armature(np.array([FINGER_ARMATURE], np.float32))
         # With one velocity iteration, as elsewhere, PhysX 5 reports speeds of 10 rad/s for fingers

@@ -4,14 +4,14 @@
 
 | id | simulator | options (keywords of `make`) |
 |---|---|---|
-| `selfflow/Twin-<Task>-v0` | the MuJoCo twin | placement |
+| `selfflow/Twin-<Task>-v0` | the MuJoCo twin | placement, pictures |
 | `selfflow/Simpler-<Task>-v0` | SIMPLER's scene on SAPIEN 3 | those of envs/simpler.py |
 
 `<Task>` is the name in selfflow.datasets.spec, in capitals: open_top_drawer is OpenTopDrawer. The
 simulator is imported where an environment is made. No step limit is added: `RobotEnv` truncates.
 
-Several processes: `gymnasium.vector.AsyncVectorEnv([make, make], shared_memory=False)`; gymnasium's
-shared memory does not bring instructions, which are text, back.
+Several processes: `gymnasium.vector.AsyncVectorEnv([make, make])`. Where this process draws itself,
+give it `context="spawn"`: a fork cannot use the renderer, and says so.
 """
 
 import gymnasium
@@ -21,11 +21,11 @@ from selfflow.envs.base import RobotEnv
 from selfflow.envs.tasks import DRAWER_RULES, RULES
 
 
-def make_twin_env(*, task: str, placement: str = "mild") -> RobotEnv:
+def make_twin_env(*, task: str, placement: str = "mild", pictures: bool = True) -> RobotEnv:
     """The task in the MuJoCo twin. Raises UserError."""
     from selfflow.envs.twin import make_mujoco
 
-    return make_mujoco(task_named(task), placement)
+    return make_mujoco(task_named(task), placement, pictures=pictures)
 
 
 def make_simpler_env(*, task: str, placement: str = "mild", **options: object) -> RobotEnv:

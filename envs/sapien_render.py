@@ -5,22 +5,36 @@ SAPIEN needs a Vulkan device even for physics alone, as soon as anything in the 
 
 import importlib
 import importlib.util
+import os
 import sys
 import warnings
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from selfflow.datasets.spec import UserError
 
 CURE = "run: make simpler-setup"
+PATH_DEPTH = 8  # bounces of a traced ray, as SIMPLER's
+
+
+# Whose renderer is open, and in which process: a fork of it would wait for ever for the driver's
+# threads, which it does not have.
+DRAWING: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
 
 def require_renderer() -> Any:
     """Imports SAPIEN, makes sure that its renderer opens, and returns the package.
 
-    Raises UserError with the cure where SAPIEN is not installed or finds no Vulkan device.
+    Raises UserError with the cure where SAPIEN is not installed or finds no Vulkan device, and in a
+    process that was forked while an environment of its parent was open.
     """
+    if any(process != os.getpid() for process in DRAWING.values()):
+        raise UserError(
+            "backend=simpler: this process was forked while its parent drew with SAPIEN; start it "
+            "with context='spawn', or before the parent's first reset, or after close()"
+        )
     if importlib.util.find_spec("sapien") is None:
         raise UserError(f"backend=simpler needs the package sapien, which is not installed; {CURE}")
     with warnings.catch_warnings():
@@ -31,6 +45,17 @@ def require_renderer() -> Any:
     except RuntimeError as e:
         raise UserError(f"backend=simpler found no usable Vulkan device ({e}); {CURE}") from e
     return sapien
+
+
+def set_shading(samples: int | None) -> None:
+    """How cameras made from now on draw: by tracing that many rays a pixel, None for SIMPLER's
+    "ibl". SAPIEN keeps this for the whole process, so it is said before every scene."""
+    sapien = importlib.import_module("sapien")
+    sapien.render.set_camera_shader_dir("default" if samples is None else "rt")
+    if samples is not None:
+        sapien.render.set_ray_tracing_samples_per_pixel(samples)
+        sapien.render.set_ray_tracing_path_depth(PATH_DEPTH)
+        sapien.render.set_ray_tracing_denoiser("none")  # the others need a graphics card
 
 
 def draw_box() -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from selfflow.datasets.rotations import compose, from_matrix, from_rpy, inverse
 from selfflow.datasets.spec import TOOL_POSITION, TOOL_QUATERNION, Task
-from selfflow.envs.bridge_tasks import PAIRS, Pair
+from selfflow.envs.bridge_tasks import PAIRS, SINK_PHOTO, TABLE_PHOTO, Pair
 from selfflow.envs.simpler_assets import asset
 from selfflow.envs.simpler_scene import (
     DROP,
@@ -55,14 +55,14 @@ def look_along(direction: Vector) -> tuple[float, ...]:
 
 
 TABLE = Setup(
-    "bridge_real_eval_1",
+    TABLE_PHOTO,
     (0.147, 0.028, 0.870),
     (-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398),
     ((0.0, -0.16, 0.36), look_along((1.0, 0.553, -1.085))),
     (((0.0, 0.0, -1.0), 2.2), ((-1.0, -0.5, -1.0), 0.7), ((1.0, 1.0, -1.0), 0.7)),
 )
 SINK_TABLE = Setup(
-    "bridge_sink",
+    SINK_PHOTO,
     (0.127, 0.06, 0.85),
     (-0.2600599, -0.12875618, 0.04461369, -0.00652761, 1.7033415, -0.26983038),
     ((-0.003, -0.21, 0.39), (-0.907313, 0.0782, -0.36434, -0.194741)),

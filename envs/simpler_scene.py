@@ -22,7 +22,9 @@ from selfflow.envs.google_robot import (
     PHYSICS_HZ,
     GoogleRobot,
 )
-from selfflow.envs.simpler_assets import asset, model_files, robot_urdf, station_urdf
+from selfflow.envs.simpler_assets import asset, model_files, robot_urdf, stage, station_urdf
+from selfflow.envs.simpler_hulls import FLATTENED, flat_hull
+from selfflow.envs.simpler_variants import MATCHED_CABINET, Light, Look, plain_density, room_pose
 from selfflow.envs.tasks import DRAWERS
 
 Body = sapien.physx.PhysxRigidDynamicComponent
@@ -77,13 +79,22 @@ class SimplerScene(Generic[Robot]):
     def settle(self, bodies: Sequence[Body]) -> None:
         """Lets dropped objects come to rest, unable to tip at first; the robot is not there yet."""
         for body in bodies:
-            body.set_locked_motion_axes([False, False, False, True, True, False])
+            held = body.entity.name in FLATTENED  # PhysX 5 would push it aside on its tilted face
+            body.set_locked_motion_axes([held, held, False, True, True, held])
         self._wait(0.5)
         for body in bodies:
-            body.set_locked_motion_axes([False] * 6)
-            body.set_linear_velocity((0.0, 0.0, 0.0))
-            body.set_angular_velocity((0.0, 0.0, 0.0))
+            self.release(body)
         self._wait(0.5)
+        self.calm(bodies)
+
+    def release(self, body: Body) -> None:
+        """Lets a body that was held move, from rest."""
+        body.set_locked_motion_axes([False] * 6)
+        body.set_linear_velocity((0.0, 0.0, 0.0))
+        body.set_angular_velocity((0.0, 0.0, 0.0))
+
+    def calm(self, bodies: Sequence[Body]) -> None:
+        """Waits longer where something still moves."""
         speed = sum(np.linalg.norm(body.linear_velocity) for body in bodies)
         turning = sum(np.linalg.norm(body.angular_velocity) for body in bodies)
         if speed > 1e-3 or turning > 1e-2:
@@ -167,17 +178,24 @@ class GoogleScene(SimplerScene[GoogleRobot]):
         urdf_version: str,
         size: tuple[int, int],
         handled: Sequence[sapien.Entity],
+        head: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        """Puts the robot at x, y, yaw, with its camera (height, width), before what it handles."""
+        """Puts the robot at x, y, yaw, with its camera (height, width), before what it handles;
+        `head` is added to the head's pan and tilt (rad)."""
         x, y, yaw = base
         # SIMPLER's robot faces -x: a turn of 180° about z before the yaw.
         turn = [-np.sin(yaw / 2), 0.0, 0.0, np.cos(yaw / 2)]
         self.robot = GoogleRobot(
-            self.scene, robot_urdf(urdf_version), sapien.Pose([x, y, BASE_HEIGHT], turn)
+            self.scene, robot_urdf(urdf_version), sapien.Pose([x, y, BASE_HEIGHT], turn), head
         )
         self.camera = self._mount_camera(size)
         shown = [*(link.entity for link in self.robot.body.links), *handled]
         self._shown = np.array([entity.per_scene_id for entity in shown])
+
+    def shine(self) -> None:
+        """Gives the robot the surface that SIMPLER takes from it in drawers' visual matching."""
+        for link in self.robot.body.links:
+            finish(link.entity, specular=0.9, roughness=0.3)
 
     def _mount_camera(self, size: tuple[int, int]) -> sapien.render.RenderCameraComponent:
         (height, width), focal = size, FOCAL * size[1] / IMAGE[1]
@@ -203,7 +221,10 @@ class GoogleScene(SimplerScene[GoogleRobot]):
 
 
 class DrawerScene(GoogleScene):
-    """The three-drawer cabinet, with the apple on it where a place for it is given."""
+    """The three-drawer cabinet, with the apple on it where a place for it is given.
+
+    A room is only seen, as in the original; what falls stops on a floor that is not.
+    """
 
     def __init__(
         self,
@@ -214,22 +235,30 @@ class DrawerScene(GoogleScene):
         urdf_version: str,
         size: tuple[int, int],
         photo: UInt8[np.ndarray, "H W 3"] | None,
+        look: Look = MATCHED_CABINET,
     ) -> None:
         super().__init__(renderer, photo)
-        _add_light(self.scene)
-        _add_floor(self.scene)
-        self._load_cabinet(openings)
-        self.apple = None if apple is None else self.drop(APPLE, apple)
-        if self.apple:
+        add_light(self.scene, look.light)
+        _add_floor(self.scene, seen=look.room is None)
+        if look.room:
+            add_room(self.scene, look.room, solid=False)
+        self._load_cabinet(look.cabinet, openings)
+        self.apple = None
+        if apple:
+            model = look.model(APPLE)
+            density = None if look.matched else plain_density(model)
+            self.apple = self.drop(model, apple, density=density)
             self.settle([self.apple])
         handled = [link.entity for link in self.cabinet.links]
         handled += [self.apple.entity] if self.apple else []
-        self.add_robot(base, urdf_version, size, handled)
+        self.add_robot(base, urdf_version, size, handled, look.head)
+        if not look.matched:
+            self.shine()
 
-    def _load_cabinet(self, openings: Sequence[float]) -> None:
+    def _load_cabinet(self, name: str, openings: Sequence[float]) -> None:
         loader = self.scene.create_urdf_loader()
         loader.fix_root_link = True
-        self.cabinet = loader.load(str(station_urdf()))
+        self.cabinet = loader.load(str(station_urdf(name)))
         self.cabinet.set_root_pose(sapien.Pose(CABINET))
         names = [joint.name for joint in self.cabinet.active_joints]
         self._drawer_order = [names.index(f"{drawer}_drawer_joint") for drawer in DRAWERS]
@@ -258,14 +287,17 @@ def build_object(scene: sapien.Scene, name: str, pose: sapien.Pose, density: flo
     """One of SIMPLER's movable objects, free to move, of this density (kg/m³)."""
     visual, collision = model_files(name)
     builder = scene.create_actor_builder()
-    builder.add_multiple_convex_collisions_from_file(
-        str(collision), material=sapien.physx.PhysxMaterial(0.5, 0.5, 0.0), density=density
-    )
+    if name not in FLATTENED:
+        builder.add_multiple_convex_collisions_from_file(
+            str(collision), material=sapien.physx.PhysxMaterial(0.5, 0.5, 0.0), density=density
+        )
     builder.add_visual_from_file(str(visual))
     builder.set_initial_pose(pose)
     entity = builder.build(name=name)
     light_up(entity)
     body = component(entity, Body)
+    if name in FLATTENED:
+        body.attach(flat_hull(collision, density))
     body.linear_damping = body.angular_damping = 0.1
     return body
 
@@ -285,18 +317,38 @@ def load_photo(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
-def _add_light(scene: sapien.Scene) -> None:
-    scene.set_ambient_light([1.0, 1.0, 1.0])
-    elevation = np.deg2rad(75)
-    scene.add_directional_light([-np.cos(elevation), 0.0, -np.sin(elevation)], [1.0, 1.0, 1.0])
+def add_light(scene: sapien.Scene, light: Light) -> None:
+    """A variant's light; shadows reach 5 m about the origin."""
+    scene.set_ambient_light([light.ambient] * 3)
+    for n, (direction, grey) in enumerate(light.beams):
+        scene.add_directional_light(
+            list(direction),
+            [grey] * 3,
+            shadow=light.shadow and n == 0,
+            shadow_scale=5.0,
+            shadow_map_size=2048,
+        )
 
 
-def _add_floor(scene: sapien.Scene) -> None:
+def add_room(scene: sapien.Scene, name: str, *, solid: bool) -> None:
+    """A room where SIMPLER places it; `solid` if things lie on its table."""
+    mesh = str(stage(name))
+    builder = scene.create_actor_builder()
+    if solid:
+        builder.add_nonconvex_collision_from_file(mesh)
+    builder.add_visual_from_file(mesh)
+    position, turn = room_pose(name)
+    builder.set_initial_pose(sapien.Pose(list(position), list(turn)))
+    builder.build_static(name="arena")
+
+
+def _add_floor(scene: sapien.Scene, seen: bool) -> None:
     half = (5.0, 5.0, 0.1)
-    grey = sapien.render.RenderMaterial(base_color=[0.5, 0.5, 0.5, 1.0])
     builder = scene.create_actor_builder()
     builder.add_box_collision(half_size=half)
-    builder.add_box_visual(half_size=half, material=grey)
+    if seen:
+        grey = sapien.render.RenderMaterial(base_color=[0.5, 0.5, 0.5, 1.0])
+        builder.add_box_visual(half_size=half, material=grey)
     builder.set_initial_pose(sapien.Pose([0.0, 0.0, FLOOR - half[2]]))
     builder.build_static(name="floor")
 

@@ -4,6 +4,7 @@ Import through envs/simpler.py.
 """
 
 import gc
+import os
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -12,10 +13,13 @@ from jaxtyping import Float, Float32, UInt8
 
 from selfflow.datasets.rotations import canonical, compose, from_matrix
 from selfflow.datasets.spec import EMBODIMENTS
+from selfflow.envs.backgrounds import chosen_photo, plain_background
 from selfflow.envs.google_robot import SUBSTEPS, Drives
-from selfflow.envs.gripper import OpeningGripper, StickyGripper
-from selfflow.envs.simpler_assets import photo
+from selfflow.envs.gripper import OpeningGripper, RelativeGripper
+from selfflow.envs.sapien_render import DRAWING, set_shading
+from selfflow.envs.simpler_assets import URDF_VERSIONS, photo
 from selfflow.envs.simpler_scene import DrawerScene, GoogleScene, SimplerScene, load_photo
+from selfflow.envs.simpler_variants import MATCHED, look_of
 from selfflow.envs.tasks import DRAWER_POSES, DRAWERS
 
 # Optical axes (x right, y down, z forward) in a SAPIEN camera's frame (x forward, y left, z up).
@@ -38,6 +42,7 @@ class SimplerSimulator(Generic[AnyScene]):
         self.embodiment = EMBODIMENTS[embodiment]
         self.image_shapes = {self.embodiment.cameras[0]: image_size}
         self._size, self._overlay = image_size, overlay
+        self.samples: int | None = None  # rays a pixel; None draws without ray tracing
         self._photos: dict[str, np.ndarray] = {}
         self._scene: AnyScene | None = None
         self._picture: np.ndarray | None = None
@@ -56,6 +61,8 @@ class SimplerSimulator(Generic[AnyScene]):
         self._free_scene()
         if self._renderer is None:
             self._renderer = sapien.render.RenderSystem()
+            DRAWING[self] = os.getpid()
+        set_shading(self.samples)
 
     def proprio(self) -> Float32[np.ndarray, "8"]:
         """Sensed tool position, quaternion wxyz with w >= 0 (base frame), gripper opening."""
@@ -90,6 +97,7 @@ class SimplerSimulator(Generic[AnyScene]):
         """Frees the scene and the renderer; a reset opens them again."""
         self._free_scene()
         self._renderer = None
+        DRAWING.pop(self, None)
 
     def _free_scene(self) -> None:
         self._scene = self._picture = None
@@ -112,11 +120,13 @@ class GoogleSimulator(SimplerSimulator[Scene]):
         *,
         image_size: tuple[int, int],
         urdf_version: str,
-        gripper: OpeningGripper | StickyGripper,
+        gripper: OpeningGripper | RelativeGripper,
         overlay: bool,
+        variant: str = MATCHED,
     ) -> None:
-        super().__init__("google_robot", image_size, overlay)
-        self._urdf, self._gripper = urdf_version, gripper
+        # Only visual matching has a photograph.
+        super().__init__("google_robot", image_size, overlay and variant == MATCHED)
+        self._urdf, self._gripper, self._variant = urdf_version, gripper, variant
 
     def build(
         self, placement: dict[str, float], base: tuple[float, float, float]
@@ -130,6 +140,8 @@ class GoogleSimulator(SimplerSimulator[Scene]):
         self.clear()
         placement = {name: float(value) for name, value in placement.items()}
         base = (placement["robot_x"], placement["robot_y"], placement["robot_yaw"])
+        if "colouring" in placement:
+            self._urdf = URDF_VERSIONS[round(placement["colouring"])]
         self._scene, chosen = self.build(placement, base)
         self._gripper.reset(self._scene.robot.finger_angles)
         return chosen
@@ -155,8 +167,8 @@ class GoogleSimulator(SimplerSimulator[Scene]):
 class SimplerDrawerScene(GoogleSimulator[DrawerScene]):
     """The Google robot before the three-drawer cabinet, the apple on it for tasks that have one.
 
-    The photograph over the background is the one taken nearest to the robot's place: draw "photo",
-    an index into DRAWER_POSES.
+    Over the background is what the placement's "photo" says, else the photograph taken nearest to
+    the robot's place: draw "photo", an index into DRAWER_POSES.
     """
 
     def __init__(self, *, apple: bool, **options: Any) -> None:
@@ -166,7 +178,11 @@ class SimplerDrawerScene(GoogleSimulator[DrawerScene]):
     def build(
         self, placement: dict[str, float], base: tuple[float, float, float]
     ) -> tuple[DrawerScene, dict[str, float]]:
-        view = nearest_photo(base[0], base[1])
+        view = chosen_photo(placement)
+        if view is None:
+            background = plain_background(placement, self._size) if self._overlay else None
+        else:
+            background = self._photo(f"open_drawer_{view}")
         scene = DrawerScene(
             sapien.render.RenderSystem(),
             base,
@@ -174,10 +190,12 @@ class SimplerDrawerScene(GoogleSimulator[DrawerScene]):
             [placement[f"drawer_{drawer}"] for drawer in DRAWERS],
             self._urdf,
             self._size,
-            self._photo(f"open_drawer_{view}"),
+            background,
+            look_of("open_drawer_place", self._variant),  # every cabinet task's
         )
-        chosen = {"photo": float(list(DRAWER_POSES).index(view))} if self._overlay else {}
-        return scene, chosen
+        if view is None or not self._overlay:
+            return scene, {}
+        return scene, {"photo": float(list(DRAWER_POSES).index(view))}
 
     def privileged(self) -> dict[str, Float32[np.ndarray, "_"]]:
         """State for evaluation, world frame; the apple's entries are 0 in a task without it."""
@@ -189,12 +207,6 @@ class SimplerDrawerScene(GoogleSimulator[DrawerScene]):
             "apple_on_drawer_floor": [scene.apple_on_drawer_floor()],
         }
         return {name: np.asarray(value, np.float32) for name, value in state.items()}
-
-
-def nearest_photo(x: float, y: float) -> str:
-    """The drawer pose (envs/tasks.py) nearest to a robot's place; its photograph is used there."""
-    distance = {name: np.hypot(px - x, py - y) for name, (px, py, _) in DRAWER_POSES.items()}
-    return min(distance, key=distance.__getitem__)
 
 
 def numbers(pose: sapien.Pose) -> Float[np.ndarray, "7"]:

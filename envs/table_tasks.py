@@ -45,6 +45,7 @@ MODELS = {
 }
 
 COKE = "opened_coke_can"
+COKE_PHOTO, NEAR_PHOTO = "google_coke_can_real_eval_1", "google_move_near_real_eval_1"
 COKE_ROBOT = (0.35, 0.20, 0.0)  # x, y, yaw
 # Horizontal: SIMPLER's lr_switch, the can lies across the robot's view; vertical: along it.
 ORIENTATIONS = {"horizontal": HALF_TURN, "vertical": QUARTER_TURN, "standing": STOOD_UP}
@@ -65,8 +66,8 @@ LAYOUTS = (
     ((-0.13, 0.04), (-0.33, 0.19), (-0.13, 0.34)),
 )
 NEAR_CELLS = len(TRIPLETS) * len(PAIRS) * len(LAYOUTS)
-NEAR_SPREAD = 0.03  # m, of mild placements about a layout
-KEEP_AWAY = 0.015  # m at least between a mild placement's objects and the grid's
+NEAR_SPREAD = 0.03  # m, of drawn placements about a layout
+KEEP_AWAY = 0.015  # m at least between a drawn placement's objects and the grid's
 
 
 def draw_table_placement(
@@ -76,16 +77,19 @@ def draw_table_placement(
 
     | kind | coke | move near |
     |---|---|---|
-    | mild | can anywhere in SIMPLER's range | any triplet, pair, layout, each object moved ≤ 3 cm |
+    | mild, train | can anywhere in SIMPLER's range | any triplet, pair, layout, objects ± 3 cm |
     | grid | seed mod 25 cells; pick_coke_can: 75, by orientation | seed mod 60 episodes |
 
-    Mild ones keep KEEP_AWAY from the grid: demonstrations are not recorded on the test's cells. The
-    robot stands where the photograph was taken.
+    Drawn ones keep KEEP_AWAY from the grid: demonstrations are not recorded on the test's cells.
+    The robot stands where the photograph was taken.
     """
-    if kind not in ("mild", "grid"):
-        raise ValueError(f"placement={kind}: choose mild or grid")
     draw = _draw_near if task.name == "move_near" else _draw_coke
     return draw(task, kind, rng, seed)
+
+
+def table_photo(task: Task) -> str:
+    """The photograph behind the table; the robot stands where it was taken from."""
+    return NEAR_PHOTO if task.name == "move_near" else COKE_PHOTO
 
 
 def _draw_coke(
@@ -93,7 +97,7 @@ def _draw_coke(
 ) -> dict[str, float]:
     fixed = [i for i, orientation in enumerate(ORIENTATIONS) if orientation in task.name]
     choices = fixed or list(range(len(ORIENTATIONS)))
-    if kind == "mild":
+    if kind != "grid":
         orientation = choices[rng.integers(len(choices))]
         x, y = COKE_GRID[0]
         while np.linalg.norm(np.subtract(COKE_GRID, (x, y)), axis=1).min() <= KEEP_AWAY:
@@ -113,7 +117,7 @@ def _draw_near(
     triplet, rest = divmod(episode, len(PAIRS) * len(LAYOUTS))
     layout, pair = divmod(rest, len(PAIRS))
     places = np.array(LAYOUTS[layout])
-    if kind == "mild":
+    if kind != "grid":
         shift = np.zeros_like(places)
         while np.linalg.norm(shift, axis=1).min() <= KEEP_AWAY:
             shift = rng.uniform(-NEAR_SPREAD, NEAR_SPREAD, places.shape)

@@ -19,7 +19,7 @@ from selfflow.envs import twin_scene as scene
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.tasks import DRAWERS
 from selfflow.envs.trajectory import JerkLimited
-from selfflow.envs.twin_render import make_renderer
+from selfflow.envs.twin_render import Renderer, asked_renderer, make_renderer
 
 IK_STEPS, IK_DAMPING, IK_REST, IK_STRIDE = 60, 1e-4, 0.05, 0.3  # the stride in rad per joint
 IK_POSITION, IK_ROTATION = 1e-3, 5e-3  # accepted residual, m and rad
@@ -36,7 +36,7 @@ class TwinScene:
         self._has_apple = apple
         self.model = scene.build(*image_size)
         self.data, self._ik_data = mujoco.MjData(self.model), mujoco.MjData(self.model)
-        self._renderer = make_renderer(self.model, *image_size)
+        self._renderer: Renderer | None = None  # opened with the first picture
         model = self.model
         self._qpos = np.array([model.joint(n).qposadr[0] for n in scene.ARM_JOINTS])
         self._dofs = np.array([model.joint(n).dofadr[0] for n in scene.ARM_JOINTS])
@@ -91,7 +91,10 @@ class TwinScene:
         return np.array([*p, *q, np.clip(opening, 0, 1)], np.float32)
 
     def render(self) -> dict[str, np.ndarray]:
-        return {name: self._renderer.render(self.data, name) for name in self.image_shapes}
+        if self._renderer is None:
+            self._renderer = make_renderer(self.model, *self.image_shapes["overhead_camera"])
+        renderer = self._renderer
+        return {name: renderer.render(self.data, name) for name in self.image_shapes}
 
     def privileged(self) -> dict[str, np.ndarray]:
         d = self.data
@@ -127,7 +130,9 @@ class TwinScene:
         return info
 
     def close(self) -> None:
-        self._renderer.close()
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
     def _drive(self, joints: np.ndarray, opening: float) -> None:
         self.data.ctrl[: len(joints)] = joints
@@ -178,7 +183,13 @@ class TwinScene:
 
 
 def make_mujoco(
-    task: Task, placement: str = "mild", image_size: tuple[int, int] = (128, 160)
+    task: Task,
+    placement: str = "mild",
+    image_size: tuple[int, int] = (128, 160),
+    pictures: bool = True,
 ) -> RobotEnv:
-    """The twin as a gymnasium environment for one of the tasks it has rules for."""
-    return RobotEnv(TwinScene(image_size, apple=task.name == "open_drawer_place"), task, placement)
+    """The twin as a gymnasium environment for one of the tasks it has rules for. OpenGL is opened
+    with the first picture, so that a process which draws none may be forked."""
+    asked_renderer()  # a wrong choice is told now
+    twin = TwinScene(image_size, apple=task.name == "open_drawer_place")
+    return RobotEnv(twin, task, placement, pictures)

@@ -18,6 +18,8 @@ from jaxtyping import UInt8
 
 from selfflow.datasets.spec import UserError
 
+LIBRARIES = {"egl": ("EGL", "GL"), "osmesa": ("OSMesa",)}
+OPENED_BY: set[int] = set()  # which have drawn with OpenGL, of this process and its ancestors
 Frame = UInt8[np.ndarray, "H W 3"]
 
 
@@ -144,20 +146,32 @@ class RayRenderer:
         pass
 
 
-def make_renderer(model: mujoco.MjModel, height: int, width: int) -> Renderer:
-    """The best renderer that works here; says so in one line where it is the ray renderer."""
-    libraries = {"egl": ("EGL", "GL"), "osmesa": ("OSMesa",)}
+def asked_renderer() -> str:
+    """The value of SELFFLOW_RENDERER, "" where it is not set. Raises UserError."""
     # not MUJOCO_GL: mujoco refuses at import what it does not know, such as "ray"
     asked = os.environ.get("SELFFLOW_RENDERER", "")
-    if asked not in ("", "ray", *libraries):
+    if asked not in ("", "ray", *LIBRARIES):
         raise UserError(f"SELFFLOW_RENDERER={asked}: choose egl, osmesa or ray, or leave it unset")
+    return asked
+
+
+def make_renderer(model: mujoco.MjModel, height: int, width: int) -> Renderer:
+    """The best renderer that works here; says so in one line where it is the ray renderer."""
+    asked = asked_renderer()
+    if asked != "ray" and OPENED_BY - {os.getpid()}:
+        raise UserError(
+            "this process was forked after its parent had drawn with OpenGL, and would hang: start "
+            "it with context='spawn', or before the parent's first picture"
+        )
     if asked == "ray":
         return RayRenderer(model, height, width)
     tried = []
-    for kind in [asked] if asked else libraries:
-        if all(ctypes.util.find_library(name) for name in libraries[kind]):
+    for kind in [asked] if asked else LIBRARIES:
+        if all(ctypes.util.find_library(name) for name in LIBRARIES[kind]):
             try:
-                return GLRenderer(model, height, width, kind)
+                renderer = GLRenderer(model, height, width, kind)
+                OPENED_BY.add(os.getpid())
+                return renderer
             except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as e:
                 tried.append(f"{kind}: {e}")
     reason = "; ".join(tried) or "no libEGL + libGL and no libOSMesa"

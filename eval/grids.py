@@ -14,6 +14,8 @@ Numbers: docs of SIMPLER (arXiv 2405.05941) and its published evaluation scripts
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from selfflow.envs.simpler_variants import MATCHED, UNPUBLISHED, looks, needs
+
 DRAWERS = ("top", "middle", "bottom")
 COKE = tuple(
     f"pick_{orientation}_coke_can" for orientation in ("horizontal", "vertical", "standing")
@@ -45,8 +47,6 @@ COLOURINGS = (
     "recolor_tabletop_visual_matching_2",
     "recolor_cabinet_visual_matching_1",
 )
-MATCHED = "visual_matching"  # the variant of the first evaluation
-BUILT = (MATCHED,)  # variants that backend=simpler can show
 
 
 @dataclass(frozen=True)
@@ -88,28 +88,22 @@ def visual_matching() -> list[Variant]:
     found = []
     for task, cells in CELLS.items():
         shader = "rt" if _has_cabinet(task) else "ibl"
-        needs = tuple(f"data/real_inpainting/{name}.png" for name in _photos(task))
+        files = tuple(f"data/real_inpainting/{name}.png" for name in _photos(task))
         for colouring in [""] if task in WIDOWX else COLOURINGS:
-            found.append(Variant(task, MATCHED, colouring, cells, shader, needs))
+            found.append(Variant(task, MATCHED, colouring, cells, shader, files))
     return found
 
 
 def variant_aggregation() -> list[Variant]:
     """No photograph, but other rooms, lights, tables, cabinets, distractors; the plain robot."""
     found = []
-    for task in (*COKE, "move_near"):
-        coke = task in COKE
-        models = ("opened_coke_can",) if coke else _NEAR_MODELS
-        variants = _TABLE_VARIANTS | (_COKE_ONLY if coke else _NEAR_ONLY)
-        for name, (room, extra) in variants.items():
-            needs = (_room(room), *map(_model, (*models, *extra)))
-            counts = not name.startswith("camera")
-            found.append(Variant(task, name, "none", CELLS[task], "ibl", needs, counts))
-    for task in (*OPEN, *CLOSE, "open_drawer_place"):
-        for name, (room, station) in _CABINET_VARIANTS.items():
-            needs = (_room(room), f"data/custom/{station}.urdf")
-            needs += (_model("apple"),) if task == "open_drawer_place" else ()
-            found.append(Variant(task, name, "none", CELLS[task], "rt", needs))
+    for task in (*COKE, "move_near", *OPEN, *CLOSE, "open_drawer_place"):
+        shader = "rt" if _has_cabinet(task) else "ibl"
+        for name in looks(task):
+            if name == MATCHED or name in UNPUBLISHED:
+                continue
+            files, counts = needs(task, name), not name.startswith("camera")
+            found.append(Variant(task, name, "none", CELLS[task], shader, files, counts))
     return found
 
 
@@ -134,51 +128,7 @@ def why_not(variant: Variant, tasks: Collection[str], has: Callable[[str], bool]
         return f"asset missing: {missing[0]}{more}"
     if variant.task not in tasks:
         return "the backend does not have this task"
-    if variant.name not in BUILT:
-        return "the backend cannot show this variant yet"
     return None
-
-
-_ROOM = "google_pick_coke_can_1_v4"
-_CUPBOARDS = "Baked_sc1_staging_objaverse_cabinet{}_h870"
-_APARTMENT, _STATION = "frl_apartment_stage_simple", "mk_station"
-# By variant: room, further models.
-_TABLE_VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "base": (_ROOM, ()),
-    "background_1": (f"{_ROOM}_alt_background", ()),
-    "background_2": (f"{_ROOM}_alt_background_2", ()),
-    "slightly_darker": (_ROOM, ()),
-    "slightly_brighter": (_ROOM, ()),
-    "table_1": (_CUPBOARDS.format(1), ()),
-    "table_2": (_CUPBOARDS.format(2), ()),
-    "camera_1": (_ROOM, ()),
-    "camera_2": (_ROOM, ()),
-}
-_COKE_ONLY: dict[str, tuple[str, tuple[str, ...]]] = {
-    "distractors_less": (_ROOM, ("opened_pepsi_can", "apple", "sponge", "orange")),
-    "distractors_more": (
-        _ROOM,
-        (
-            *("opened_7up_can", "opened_sprite_can", "sponge", "orange", "opened_fanta_can"),
-            "bridge_spoon_generated_modified",
-        ),
-    ),
-}
-_NEAR_ONLY: dict[str, tuple[str, tuple[str, ...]]] = {"no_distractor": (_ROOM, ())}
-_NEAR_MODELS = (
-    *("blue_plastic_bottle", "opened_pepsi_can", "orange", "opened_7up_can", "apple", "sponge"),
-    *("opened_coke_can", "opened_redbull_can"),
-)
-# By variant: room, cabinet.
-_CABINET_VARIANTS = {
-    "base": (_APARTMENT, _STATION),
-    "background_1": ("modern_bedroom_no_roof", _STATION),
-    "background_2": ("modern_office_no_roof", _STATION),
-    "brighter": (_APARTMENT, _STATION),
-    "darker": (_APARTMENT, _STATION),
-    "cabinet_2": (_APARTMENT, "mk_station2"),
-    "cabinet_3": (_APARTMENT, "mk_station3"),
-}
 
 
 def _has_cabinet(task: str) -> bool:
@@ -193,11 +143,3 @@ def _photos(task: str) -> tuple[str, ...]:
         return ("bridge_sink" if "eggplant" in task else "bridge_real_eval_1",)
     name = "google_move_near_real_eval_1" if task == "move_near" else "google_coke_can_real_eval_1"
     return (name,)
-
-
-def _room(name: str) -> str:
-    return f"data/hab2_bench_assets/stages/{name}.glb"
-
-
-def _model(name: str) -> str:
-    return f"data/custom/models/{name}/textured.*"

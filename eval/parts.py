@@ -20,15 +20,18 @@ from selfflow.datasets.spec import (
     task_named,
 )
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.bridge_tasks import BRIDGE_RULES
 from selfflow.envs.gripper import GRIPPERS
-from selfflow.envs.simpler import SHADERS
+from selfflow.envs.simpler import SHADERS, samples_of
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_expert import expert_for
+from selfflow.envs.simpler_variants import MATCHED, check_variant
 from selfflow.envs.tasks import DRAWER_RULES, RULES
 from selfflow.policies.base import Policy
 from selfflow.policies.scripted import HoldStill, RandomWalk
 
-PLACEMENTS = ("mild", "grid")
+PLACEMENTS = ("mild", "grid", "variants", "train")
+SIMPLER_ONLY = ["urdf_version", "shader", "samples", "variant"]  # keys that the others have not
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
 
 
@@ -53,6 +56,9 @@ class RolloutConfig:
     urdf_version: str = "recolor_cabinet_visual_matching_1"
     shader: str = "ibl"
     suite: str | None = None
+    variant: str = MATCHED
+    samples: int | None = None
+    pictures: bool = True
 
     @property
     def spec(self) -> Task:
@@ -71,9 +77,12 @@ class RolloutConfig:
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share so that one may continue the other."""
-        free = ["episodes", "workers", "videos", "out", "suite"]  # none changes an episode
-        free += [] if self.backend == "simpler" else ["urdf_version", "shader"]
+        # none changes an episode: a policy that could see pictures is refused without them
+        free = ["episodes", "workers", "videos", "out", "suite", "pictures"]
+        free += [] if self.backend == "simpler" else SIMPLER_ONLY
         known = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        if self.backend == "simpler":
+            known["samples"] = samples_of(self.shader, self.samples)
         known["task"] = self.spec.name
         known["checkpoint"] = self._fingerprint() if self.policy == "checkpoint" else None
         return known
@@ -103,11 +112,18 @@ def check(config: RolloutConfig) -> None:
     one_of("gripper", config.gripper, GRIPPERS)
     one_of("urdf_version", config.urdf_version, URDF_VERSIONS)
     one_of("shader", config.shader, SHADERS)
+    samples_of(config.shader, config.samples)
+    if config.backend == "simpler":
+        check_variant(task.name, config.variant)
+    elif config.variant != MATCHED:
+        raise UserError(f"variant={config.variant}: only with backend=simpler; choose that")
     if config.gripper != "opening" and config.backend != "simpler":
         raise UserError(
             f"gripper={config.gripper}: only with backend=simpler; choose that, or gripper=opening"
         )
     one_of("policy", config.policy, POLICIES)
+    if config.policy == "checkpoint" and not config.pictures:
+        raise UserError("pictures=false: a checkpoint needs them; leave it out, or policy=expert")
     one_of("split", config.split, SEEDS)
     least = {"episodes": 1, "workers": 1, "videos": 0, "execute": 1, "steps": 1}
     for key, minimum in least.items():
@@ -120,15 +136,20 @@ def check(config: RolloutConfig) -> None:
 
 
 def tasks_of(backend: str) -> tuple[str, ...]:
-    """Names of the tasks that the simulator has: the twin and the fake stand at the cabinet."""
+    """Names of the tasks that the simulator has: the twin and the fake stand at the cabinet, and
+    ManiSkill has the WidowX only."""
+    if backend == "maniskill":
+        return tuple(BRIDGE_RULES)
     return tuple(RULES if backend == "simpler" else DRAWER_RULES)
 
 
 def make_env(config: RolloutConfig) -> RobotEnv:
     """The task in the config's simulator."""
-    names = ("gripper", "urdf_version", "shader") if config.backend == "simpler" else ()
+    names = ("gripper", *SIMPLER_ONLY) if config.backend == "simpler" else ()
     options = {name: getattr(config, name) for name in names}
-    return BACKENDS[config.backend](config.spec, config.placement, **options)
+    return BACKENDS[config.backend](
+        config.spec, config.placement, pictures=config.pictures, **options
+    )
 
 
 def make_policy(config: RolloutConfig, env: RobotEnv) -> Policy:
@@ -158,10 +179,10 @@ class Expert:
 # takes seconds to load.
 
 
-def _mujoco(task: Task, placement: str) -> RobotEnv:
+def _mujoco(task: Task, placement: str, pictures: bool = True) -> RobotEnv:
     from selfflow.envs.twin import make_mujoco
 
-    return make_mujoco(task, placement)
+    return make_mujoco(task, placement, pictures=pictures)
 
 
 def _simpler(task: Task, placement: str, **options: Any) -> RobotEnv:
@@ -174,10 +195,16 @@ def _simpler(task: Task, placement: str, **options: Any) -> RobotEnv:
     return make_simpler(task, placement, **options)
 
 
-def _fake(task: Task, placement: str) -> RobotEnv:
+def _maniskill(task: Task, placement: str, pictures: bool = True) -> RobotEnv:
+    from selfflow.envs.maniskill import make_maniskill
+
+    return make_maniskill(task, placement, pictures)
+
+
+def _fake(task: Task, placement: str, pictures: bool = True) -> RobotEnv:
     from selfflow.envs.fake import make_fake
 
-    return make_fake(task, placement)
+    return make_fake(task, placement, pictures)
 
 
 def _checkpoint(config: RolloutConfig, env: RobotEnv) -> Policy:
@@ -209,6 +236,7 @@ def _random(config: RolloutConfig, env: RobotEnv) -> Policy:
 BACKENDS: dict[str, Callable[..., RobotEnv]] = {
     "mujoco": _mujoco,
     "simpler": _simpler,
+    "maniskill": _maniskill,
     "fake": _fake,
 }
 POLICIES: dict[str, Callable[[RolloutConfig, RobotEnv], Policy]] = {

@@ -1,6 +1,7 @@
 """python eval/record_demos.py task=open_drawer_place episodes=200
 
-Records a scripted expert into an episode store: about 3 s an episode and process in the twin. The
+Records a scripted expert into an episode store: about 3 s an episode and process in the twin; in
+SIMPLER's scenes (backend=simpler) 9 s, on placements that keep away from every evaluation cell. The
 store holds native-size images, the expert's action (label) and the executed one (label + noise),
 proprioception, privileged state, seed and every random draw. Run again, it continues the store;
 Ctrl-C or SIGKILL loses at most the episode in progress.
@@ -8,7 +9,7 @@ Ctrl-C or SIGKILL loses at most the episode in progress.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -28,12 +29,14 @@ from selfflow.datasets.store import (
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import perturb
 from selfflow.envs.simpler_expert import Script, expert_for
-from selfflow.envs.tasks import DRAWER_RULES, RULES
-from selfflow.eval.parts import BACKENDS
+from selfflow.envs.tasks import photographs
+from selfflow.eval.parts import BACKENDS, tasks_of
 from selfflow.eval.video import contact_sheet
 from selfflow.eval.workers import run_jobs
 
 Attempt = tuple[bool, bool]  # whether it succeeded, whether it is kept
+PLACEMENTS = {"mujoco": "mild", "simpler": "train", "fake": "mild"}  # by backend
+SIMPLER_SIZES = {"google_robot": (256, 320), "widowx": (240, 320)}  # height, width; their ratio
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class RecordConfig:
 
     task: str
     backend: str
-    placement: str
+    placement: str | None
+    image_size: list[int] | None
     episodes: int
     seed: int
     workers: int
@@ -58,18 +62,15 @@ class RecordConfig:
 def check(config: RecordConfig) -> None:
     """Raises UserError for whatever can be wrong before work begins."""
     task = task_named(config.task)
-    one_of("backend", config.backend, BACKENDS)
-    have = RULES if config.backend == "simpler" else DRAWER_RULES
+    one_of("backend", config.backend, PLACEMENTS)
+    have = tasks_of(config.backend)
     if task.name not in have:
         raise UserError(
             f"task={task.name}: not built yet with backend={config.backend}; "
             f"choose one of {', '.join(have)}"
         )
-    if config.placement == "grid":
-        raise UserError(
-            "placement=grid: SIMPLER's evaluation cells, not to be trained on; choose mild"
-        )
-    one_of("placement", config.placement, ("mild",))
+    check_placement(config)
+    check_image_size(config)
     check_seeds(config.seed, config.episodes, "train")
     for key, least, most in (
         ("episodes", 1, inf),
@@ -85,6 +86,31 @@ def check(config: RecordConfig) -> None:
             allowed = f"{least} or more" if most == inf else f"between {least} and {most}"
             raise UserError(f"{key}={value}: must be {allowed}")
     check_store(config)
+
+
+def check_placement(config: RecordConfig) -> None:
+    """Raises UserError for placements that are not to be trained on."""
+    allowed = PLACEMENTS[config.backend]
+    if config.placement == "grid":
+        raise UserError(
+            f"placement=grid: SIMPLER's evaluation cells, not to be trained on; choose {allowed}"
+        )
+    if config.placement not in (None, allowed):
+        raise UserError(
+            f"placement={config.placement} with backend={config.backend}: choose {allowed}"
+        )
+
+
+def check_image_size(config: RecordConfig) -> None:
+    """Raises UserError for a size that the simulator does not draw."""
+    size = config.image_size
+    if size is None:
+        return
+    if config.backend != "simpler":
+        raise UserError(f"image_size={size}: only with backend=simpler; leave it out")
+    height, width = usual = SIMPLER_SIZES[task_named(config.task).embodiment]
+    if len(size) != 2 or min(size) < 1 or size[0] * width != size[1] * height:
+        raise UserError(f"image_size={size}: must be [height, width] in the ratio of {list(usual)}")
 
 
 def check_store(config: RecordConfig) -> None:
@@ -105,7 +131,16 @@ def header_of(config: RecordConfig) -> StoreHeader:
     """What the store's episodes have in common."""
     task = task_named(config.task)
     cameras = EMBODIMENTS[task.embodiment].cameras
-    return StoreHeader(task.embodiment, task.name, cameras, config.backend)
+    header = StoreHeader(task.embodiment, task.name, cameras, config.backend)
+    if config.backend != "simpler":
+        return header
+    height, width = config.image_size or SIMPLER_SIZES[task.embodiment]
+    return replace(
+        header,
+        placement=PLACEMENTS["simpler"],
+        image_size=(height, width),
+        photographs=photographs(task),
+    )
 
 
 def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfig) -> EpisodeRecord:
@@ -143,8 +178,24 @@ def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfi
         success=bool(info["success"]),
         privileged={k: np.stack([s[k] for s in states]) for k in states[0]},
         draws=draws,
-        meta={"progress": info["progress"], "ik_failed": info["ik_failed"]},
+        meta={
+            "progress": info["progress"],
+            "ik_failed": info["ik_failed"],
+            "forced": env.subtask > sum(terminate),  # a subtask began before the last was done
+            "noise": config.noise * noisy,  # of this episode: another run may continue the store
+            "noise_turn": config.noise_turn * noisy,
+            "noisy_steps": config.noisy_steps * noisy,
+        },
     )
+
+
+def fault(record: EpisodeRecord) -> str:
+    """Why the attempt is no demonstration; empty where it is one."""
+    if not record.success:
+        return f"no success in {len(record.actions)} steps"
+    if record.meta.get("forced"):  # then what was shown is not what the instruction says
+        return "the next subtask was forced before the last was done"
+    return ""
 
 
 def seeds_of(config: RecordConfig, worker: int) -> range:
@@ -180,10 +231,11 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
 
     Raises UserError as the environment's maker does, and when train seeds are used up.
     """
-    task = task_named(config.task)
-    env = BACKENDS[config.backend](task, config.placement)
+    task, header = task_named(config.task), header_of(config)
+    options = {"image_size": header.image_size} if header.image_size else {}
+    env = BACKENDS[config.backend](task, header.placement, **options)
     try:
-        with StoreWriter(config.out, f"{worker:03d}", header_of(config)) as writer:
+        with StoreWriter(config.out, f"{worker:03d}", header) as writer:
             seen = EpisodeStore(config.out).seeds()
             attempts = (seed for seed in seeds_of(config, worker) if seed not in seen)
             while count > 0:
@@ -194,13 +246,14 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
                         f"{SEEDS['train'].stop - 1}; choose a lower first seed"
                     )
                 record = record_episode(env, expert_for(task), seed, config)
-                keep = record.success or config.keep_failures
+                wrong = fault(record)
+                keep = not wrong or config.keep_failures
                 if keep:
                     writer.append(record)
                     count -= 1
                 else:
-                    writer.note_failure(seed, f"no success in {len(record.actions)} steps")
-                report((record.success, keep))
+                    writer.note_failure(seed, wrong)
+                report((not wrong, keep))
     finally:
         env.close()
 
@@ -250,8 +303,12 @@ def main(config: RecordConfig) -> None:
         raise
     store = EpisodeStore(config.out)
     sheet = Path(config.out) / "contact_sheet.png"
-    first = [store.frames(i, range(0, store.length(i), 16)) for i in range(min(6, len(store)))]
-    contact_sheet([frame for row in first for frame in row[:8]], sheet, columns=8, count=48)
+    rows = [
+        store.frames(i, np.linspace(0, store.length(i) - 1, 8).round().astype(int).tolist())
+        for i in range(min(6, len(store)))
+    ]
+    frames = [frame for row in rows for frame in row]
+    contact_sheet(frames, sheet, columns=8, count=len(frames))
     steps = np.mean([store.length(i) for i in range(len(store))])
     print(
         f"{len(store)} episodes of {steps:.0f} steps on average, {len(store.failures)} failed "

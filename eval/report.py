@@ -74,6 +74,12 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return out
 
 
+def shading(row: dict[str, Any]) -> str:
+    """ibl, or ray tracing with its rays a pixel; "-" where the simulator has one shading only."""
+    samples = row.get("samples")
+    return row.get("shader", "-") + (f", {samples} rays a pixel" if samples else "")
+
+
 def _cells(row: dict[str, Any]) -> dict[str, str]:
     low, high = row["wilson_95"]
     readings = row["successes_by_reading"]
@@ -82,7 +88,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "task": row["task"],
         "backend": row["backend"],
         "placement": row["placement"],
-        "shading": row.get("shader", "-"),
+        "shading": shading(row),
         "policy": row.get("checkpoint") or row["policy"],
         "successes / episodes": f"{row['successes']} / {row['episodes']}",
         "Wilson 95 % interval": f"{100 * low:.1f} % to {100 * high:.1f} %",

@@ -48,7 +48,7 @@ def append_episode(folder: Path, episode: Episode) -> None:
 def write_episodes(folder: Path, episodes: Iterable[Episode]) -> None:
     """All of episodes.jsonl, in the order of seeds."""
     lines = [_line(e) for e in sorted(episodes, key=lambda e: e.seed)]
-    _write(folder / EPISODES, "".join(lines))
+    write_text(folder / EPISODES, "".join(lines))
 
 
 def read_episodes(folder: Path) -> list[Episode]:
@@ -70,7 +70,7 @@ def read_episodes(folder: Path) -> list[Episode]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented JSON, whole or not at all."""
-    _write(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def _episode(content: dict[str, Any]) -> Episode:
     return Episode(**content)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

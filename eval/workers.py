@@ -111,13 +111,13 @@ def _run(config: RolloutConfig, seeds: Sequence[int], folder: Path, report: Repo
 def _episode(
     config: RolloutConfig, env: RobotEnv, policy: Policy, seed: int, folder: Path, report: Report
 ) -> Episode:
-    """One episode, filmed if it is among the first `videos`."""
+    """One episode, filmed if it is among the first `videos` and there are pictures."""
 
     def on_step(step: int, latency: float) -> None:
         report(Stepped(seed, step, latency))
 
     number = seed - config.seed
-    if number >= config.videos:
+    if number >= config.videos or not config.pictures:
         return run_episode(env, policy, seed, on_step=on_step)
     frames: list[np.ndarray] = []  # of the first episode, for its contact sheet
     camera = env.embodiment.cameras[0]

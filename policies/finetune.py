@@ -7,13 +7,15 @@ command goes on, to the same losses.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfflow.configs.entry import launch
-from selfflow.datasets.normalize import to_json
+from selfflow.datasets.compatibility import settle
+from selfflow.datasets.normalize import Statistics, from_json, to_json
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.text import text_encoder
@@ -35,7 +37,7 @@ from selfflow.worldmodel.batches import (
     user_errors,
     window,
 )
-from selfflow.worldmodel.checkpoint import Checkpoint, fill, load, parts_of
+from selfflow.worldmodel.checkpoint import Checkpoint, fill, last, load, parts_of
 from selfflow.worldmodel.codec import resolved
 from selfflow.worldmodel.layout import ACTION_CHANNELS, TEXT_CHANNELS, Layout, Robots
 from selfflow.worldmodel.loop import LoopConfig, State, generator, start
@@ -50,6 +52,7 @@ class FinetuneConfig(LoopConfig):
 
     out: str = "outputs/policy"
     init: str | None = None
+    scale_by: str | None = None
     text: str = "hash384"
     text_path: str | None = None
     model: ModelSize = field(default_factory=ModelSize)
@@ -80,6 +83,10 @@ class FinetuneConfig(LoopConfig):
             )
         if not 0 <= self.proprio_dropout < 1 or not 0 <= self.jitter < 1:
             raise ValueError("proprio_dropout and jitter lie in 0 .. 1")
+        if self.scale_by not in (None, "data", "init"):
+            raise ValueError(f"scale_by={self.scale_by}: choose data or init, or leave it out")
+        if self.scale_by == "init" and self.init is None:
+            raise ValueError("scale_by=init: there is no init; leave it out")
         if self.text not in TEXT_CHANNELS:
             raise ValueError(f"text={self.text}: choose one of {', '.join(TEXT_CHANNELS)}")
         if not 0 <= self.read_at <= 1:
@@ -130,6 +137,7 @@ def main(config: FinetuneConfig) -> None:
         sources, weights = open_sources(config.sources)
         spec = window(config.layout, config.shift, only_with_actions=True)
         mixture, statistics = prepare(config, sources, weights, spec)
+        statistics = scaling(config, statistics)
         student, known = build(config)
         layout, text = config.layout, text_encoder(config.text, config.text_path)
         robots, codec = embodiments(sources, known), codec_of(layout, world.device)
@@ -152,6 +160,15 @@ def main(config: FinetuneConfig) -> None:
                     run.save(meta, to_json(statistics))
             run.save(meta, to_json(statistics))
             run.finish()
+
+
+def scaling(config: FinetuneConfig, data: dict[str, Statistics]) -> dict[str, Statistics]:
+    """The data's statistics, or those of `init` if the user wants them, both compared; a run that
+    goes on keeps its own. Raises UserError where they differ and `scale_by` does not say which."""
+    if config.init is None or last(Path(config.out)) is not None:
+        return data
+    given = from_json(load(config.init).statistics)
+    return settle(data, given, config.scale_by, config.init)
 
 
 def build(config: FinetuneConfig) -> tuple[PolicyModel, Robots | None]:

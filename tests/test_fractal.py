@@ -10,22 +10,26 @@ from selfflow.datasets.fractal import (
     CLOSE,
     CLOSED,
     FRACTAL,
+    IMAGE,
+    INSTRUCTION,
     MOVE,
     POSE,
+    SCHEMA,
     TERMINATE,
     TURN,
     absolute_gripper,
     convert,
 )
 from selfflow.datasets.rlds import RldsSource
+from selfflow.datasets.rlds_schema import read_schema
 from selfflow.datasets.rotations import compose, from_axis_angle, from_rpy, to_axis_angle, to_matrix
 from selfflow.datasets.source import open_source
 from selfflow.datasets.spec import UserError
-from selfflow.datasets.synthetic import episode, features, write_fractal
-from selfflow.datasets.tfrecord import TFRecordFile
+from selfflow.datasets.synthetic import episode, write_fractal
+from selfflow.datasets.tfrecord import parse_example, read_records
 from selfflow.datasets.windows import Mixture, WindowSpec
 
-SCHEMA = Path(__file__).parents[2] / "shared/samples/fractal_schema/features.regenerated.json"
+PUBLISHED = Path(__file__).parents[2] / "shared/samples/fractal_schema/features.regenerated.json"
 
 
 @pytest.fixture(scope="module")
@@ -94,35 +98,23 @@ def test_a_pose_without_a_rotation_is_invalid() -> None:
 
 
 def test_made_up_shards_have_the_schema_of_the_real_ones(place: Path) -> None:
-    if not SCHEMA.is_file():
-        pytest.skip(f"no schema at {SCHEMA}")
-    assert json.loads((place / "features.json").read_text()) == json.loads(SCHEMA.read_text())
+    if not PUBLISHED.is_file():
+        pytest.skip(f"no schema at {PUBLISHED}")
+    assert json.loads((place / "features.json").read_text()) == json.loads(PUBLISHED.read_text())
 
 
 def test_every_field_of_the_schema_is_on_the_wire(place: Path) -> None:
-    def walk(node: dict, before: str = "") -> dict[str, dict]:
-        if "featuresDict" not in node and "sequence" not in node:
-            return {before: node}
-        if "sequence" in node:
-            return walk(node["sequence"]["feature"], before)
-        parts = node["featuresDict"]["features"]
-        return {k: v for p in parts for k, v in walk(parts[p], f"{before}/{p}".strip("/")).items()}
-
     (shard, _) = sorted(place.glob("*.tfrecord*"))
-    record = TFRecordFile(shard, check_crc=True).example(0)
-    leaves = walk(features())
-    assert record.keys() == leaves.keys()
-    for key, leaf in leaves.items():
-        value, tensor = record[key], leaf.get("tensor")
-        count = 12 if key.startswith("steps/") else 1
-        if tensor is None:
+    record = parse_example(read_records(shard)[0])
+    assert record.keys() == read_schema(place).keys()
+    for key, leaf in read_schema(place).items():
+        value, count = record[key], 12 if key.startswith("steps/") else 1
+        if leaf.dtype in ("text", "image"):
             assert isinstance(value, list)
             assert len(value) == count
         else:
-            kind = np.float32 if tensor["dtype"] == "float32" else np.int64
-            assert np.asarray(value).dtype == kind, key
-            size = np.prod([int(n) for n in tensor["shape"].get("dimensions", [])], dtype=int)
-            assert len(value) == count * size, key
+            assert np.asarray(value).dtype == ("f4" if leaf.dtype == "float32" else "i8"), key
+            assert len(value) == count * np.prod(leaf.shape, dtype=int), key
 
 
 def test_made_up_episodes_agree_with_themselves(source: RldsSource) -> None:
@@ -147,6 +139,29 @@ def test_made_up_episodes_agree_with_themselves(source: RldsSource) -> None:
         ((text, vector),) = source.text_embeddings(i).items()
         assert text == s.instruction[0]
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_all_that_is_no_action_is_there_as_it_was_written(source: RldsSource) -> None:
+    raw = episode([3, 2], 12)
+    for key in source.measures:
+        found, leaf = source.measured(2, key), SCHEMA[key]
+        assert found is not None
+        assert found.shape == (12, *leaf.shape)
+        assert found.dtype == leaf.dtype
+        np.testing.assert_array_equal(found.ravel(), raw[key], err_msg=key)
+    assert "steps/action/base_displacement_vector" in source.measures
+    missing = {k for k in SCHEMA if k.startswith("steps/")} - {*source.measures}
+    assert missing == {IMAGE, INSTRUCTION}
+    about = source.metadata(2)
+    assert about["success"] is True
+    assert about["aspects/undesirable"] is False
+    assert about["attributes/task_family"] == 0
+    assert about["attributes/task_family_name"] == ""
+    assert (about["file"], about["record"], about["fps"]) == (
+        "fractal20220817_data-train.tfrecord-00000-of-00002",
+        2,
+        3.0,
+    )
 
 
 def test_windows_and_partial_downloads(place: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from selfflow.envs.fake import make_fake
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_standins import build
 from selfflow.envs.tasks import DRAWER_RULES
-from selfflow.eval import grids, parts, simpler_rollout, suite
+from selfflow.eval import grids, parts, simpler_rollout, suite, suite_table
 from selfflow.eval.grids import COLOURINGS, FAMILIES, SUITES, Variant, trials, why_not
 from selfflow.eval.parts import RolloutConfig
 
@@ -71,8 +71,6 @@ def test_why_not_names_the_first_reason():
     lacks = why_not(variant, TASKS, lambda name: False)
     assert lacks == "asset missing: a.png and 1 more"
     assert why_not(variant, [], lambda name: True) == "the backend does not have this task"
-    other = dataclasses.replace(variant, name="table_1")
-    assert "cannot show this variant" in str(why_not(other, TASKS, lambda name: True))
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -100,6 +98,20 @@ def assets(monkeypatch, tmp_path):
 def composed(out: Path, *overrides: str) -> RolloutConfig:
     words = ["policy=hold", f"out={out}", *overrides]
     return compose(RolloutConfig, "rollout", ["eval=simpler_visual_matching", *words])
+
+
+def aggregation(out: Path, *overrides: str) -> RolloutConfig:
+    words = ["eval=simpler_variant_aggregation", "policy=hold", f"out={out}", *overrides]
+    return compose(RolloutConfig, "rollout", words)
+
+
+def complete(root: Path) -> None:
+    """Puts there what variant aggregation needs, as if it were genuine."""
+    for variant in SUITES["variant_aggregation"]():
+        for name in variant.needs:
+            path = root / name.replace("*", "glb")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"genuine")
 
 
 def test_an_evaluation_runs_every_variant_and_lists_the_others(assets, tmp_path, capsys):
@@ -140,6 +152,58 @@ def test_a_grid_is_covered_once_from_any_first_seed(tmp_path):
 
 
 @pytest.mark.usefixtures("assets")
+def test_one_colouring_is_a_quarter_of_the_google_robot_s_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "RULES", TASKS)
+    full = composed(tmp_path / "run", "pictures=false")
+    assert full.urdf_version == suite.ALL
+    assert sum(v.cells for v in suite.plan(full)[0]) == 960
+    one = composed(tmp_path / "run", "urdf_version=recolor_tabletop_visual_matching_2")
+    cells = Counter(v.urdf_version for v in suite.plan(one)[0] for _ in range(v.cells))
+    assert cells == {"recolor_tabletop_visual_matching_2": 216, "": 96}
+    singles = [suite.single(full, v) for v in suite.plan(full)[0]]
+    assert {config.pictures for config in singles} == {False}
+    assert {c.urdf_version for c in singles if "widowx" in c.task} == {suite.PLAIN}
+    assert suite.identity(full) == suite.identity(one)  # the one continues the other
+    by = {"last_step": 2, "early_stop": 2, "ever": 2}
+    row = {"task": "move_near", "variant": "x", "episodes": 2, "counts": True}
+    row |= {"successes_by_reading": by, "urdf_version": "", "wilson_95": (0.34, 1.0)}
+    row |= {"paper_shader": "ibl", "shader": "ibl"}
+    tally = suite_table.tallies([row], {"move_near": ("move_near",)})
+    summary = suite.identity(one) | {"urdf_version": one.urdf_version, "not_run": []}
+    text = suite_table.markdown(summary | {"variants": [row], "tasks": tally, "families": tally})
+    assert "| task | last step | early stop | ever | of | %, 95 % interval |" in text
+    assert "| move_near | 2 | 2 | 2 | 2 | 100.0 (34.2 to 100.0) |" in text
+    plain = aggregation(tmp_path / "run", "urdf_version=recolor_tabletop_visual_matching_2")
+    with pytest.raises(UserError, match="urdf_version"):
+        suite.plan(plain)
+
+
+def test_variant_aggregation_runs_each_variant_in_its_own_places(assets, tmp_path):
+    complete(assets)
+    (assets / "data/custom/mk_station2.urdf").unlink()
+    config = aggregation(tmp_path / "run", "task=open_drawer_place", "episodes=1")
+    simpler_rollout.check(config)
+    summary = simpler_rollout.main(config)
+    names = [row["variant"] for row in summary["variants"]]
+    assert names == ["base", "background_1", "background_2", "brighter", "darker", "cabinet_3"]
+    assert {row["placement"] for row in summary["variants"]} == {"variants"}
+    assert {row["urdf_version"] for row in summary["variants"]} == {"none"}
+    held = json.loads((tmp_path / "run/open_drawer_place-darker-none/config.json").read_text())
+    assert held["variant"] == "darker"
+    assert [row["name"] for row in summary["not_run"]] == ["cabinet_2"]
+    assert summary["tasks"] == {"open_drawer_place": summary["families"]["place apple"]}
+    lines = (tmp_path / "run" / suite.TABLE).read_text().splitlines()
+    assert lines[0] == (
+        "SIMPLER, variant aggregation, colouring all, shading ibl, policy hold, 6 trials"
+    )
+    assert lines[2].startswith("| task | variant | colouring | last step |")
+    assert lines[4] == "| open_drawer_place | base | none | 0 | 0 | 0 | 1 | 0.0 (0.0 to 79.3) |"
+    assert "| open_drawer_place | all | all | 0 | 0 | 0 | 6 | 0.0 (0.0 to 39.0) |" in lines
+    assert "| **place apple** | all | all | 0 | 0 | 0 | 6 | 0.0 (0.0 to 39.0) |" in lines
+    assert "Not run: 27 trials" in lines
+
+
+@pytest.mark.usefixtures("assets")
 def test_what_the_policy_cannot_drive_is_listed_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "RULES", TASKS)
     config = composed(tmp_path / "run")
@@ -164,7 +228,9 @@ def test_what_the_policy_cannot_drive_is_listed_with_the_reason(tmp_path, monkey
     ("words", "says"),
     [
         (["backend=mujoco"], "backend=mujoco: an evaluation has backend=simpler"),
-        (["placement=mild"], "placement=mild"),
+        (["placement=mild"], "placement=mild: an evaluation has placement=grid"),
+        (["variant=base"], "variant=base: an evaluation has its own"),
+        (["urdf_version=blue"], "urdf_version=blue"),
         (["task=nope"], "no such task"),
         (["suite=visual_matchin"], "did you mean visual_matching"),
         (["policy=best"], "policy=best"),
@@ -180,9 +246,7 @@ def test_check_names_the_cure(tmp_path, words, says):
 
 @pytest.mark.usefixtures("assets")
 def test_variant_aggregation_without_its_files_lists_everything(tmp_path, capsys):
-    config = compose(
-        RolloutConfig, "rollout", ["eval=simpler_variant_aggregation", f"out={tmp_path / 'run'}"]
-    )
+    config = aggregation(tmp_path / "run")
     runnable, skipped = suite.plan(config)
     assert not runnable
     assert all(reason.startswith("asset missing") for _, reason in skipped)
@@ -197,20 +261,15 @@ def test_variant_aggregation_without_its_files_lists_everything(tmp_path, capsys
 
 def test_a_standin_counts_as_missing_in_variant_aggregation_alone(assets, tmp_path):
     room = "data/hab2_bench_assets/stages/google_pick_coke_can_1_v4.glb"
-    for variant in SUITES["variant_aggregation"]():
-        for name in variant.needs:
-            path = assets / name.replace("*", "glb")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"genuine")
+    complete(assets)
     (assets / room).write_bytes(build(room, assets) or b"")
-    words = ["eval=simpler_variant_aggregation", f"out={tmp_path / 'run'}"]
-    _, skipped = suite.plan(compose(RolloutConfig, "rollout", words))
+    runnable, skipped = suite.plan(aggregation(tmp_path / "run"))
     for variant, reason in skipped:
-        if room in variant.needs:
-            assert reason == f"asset missing: {room}"
-        elif variant.task in DRAWER_RULES:
-            assert reason == "the backend cannot show this variant yet"
-        else:
-            assert reason == "the backend does not have this task"
+        missing = room in variant.needs
+        assert reason == (
+            f"asset missing: {room}" if missing else "the backend does not have this task"
+        )
+    assert len(runnable) == 7 * 7  # at the cabinet
+    assert {v.task for v in runnable} == DRAWER_RULES.keys()
     room_needed = dataclasses.replace(SUITES["visual_matching"]()[-1], needs=(room,))
     assert why_not(room_needed, TASKS, simpler_assets.present) is None

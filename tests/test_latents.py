@@ -32,6 +32,7 @@ class Noise:
     """Episodes of random frames; `allowed` frames are given, then Ctrl-C."""
 
     skipped = 0
+    cameras = ("overhead_camera",)
 
     def __init__(self, name: str, lengths: list[int], allowed: int = 10**6) -> None:
         self.name, self.embodiment = name, EMBODIMENTS["google_robot"]
@@ -39,6 +40,9 @@ class Noise:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def metadata(self, i: int) -> dict:
+        return {}
 
     def length(self, i: int) -> int:
         return self.lengths[i]
@@ -109,6 +113,10 @@ def test_real_frames_and_weights(tmp_path: Path) -> None:
 
     class One:
         name, embodiment, skipped = source.name, source.embodiment, 0
+        cameras = source.cameras
+
+        def metadata(self, i: int) -> dict:
+            return {}
 
         def __len__(self) -> int:
             return 1

@@ -31,12 +31,16 @@ class Fake:
     """Episodes from arrays."""
 
     skipped = 0
+    cameras = ("overhead_camera",)
 
     def __init__(self, signals: list[Signals], embodiment: str = "google_robot") -> None:
         self.name, self.embodiment, self._signals = "fake", EMBODIMENTS[embodiment], signals
 
     def __len__(self) -> int:
         return len(self._signals)
+
+    def metadata(self, i: int) -> dict:
+        return {}
 
     def length(self, i: int) -> int:
         return len(self._signals[i].actions)
@@ -159,6 +163,19 @@ def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     del broken["google_robot"]["action_q99"]
     with pytest.raises(UserError, match="action_q99"):
         from_json(broken)
+
+
+def test_files_from_before_proprioception_had_a_mean_are_read() -> None:
+    source = Fake([signals(np.random.default_rng(0).normal(size=(50, 7)), np.ones(50, bool))])
+    values = to_json(fit([source]))
+    proprio = source.signals(0).proprio.astype(np.float64)
+    np.testing.assert_allclose(values["google_robot"]["proprio_mean"], proprio.mean(0))
+    np.testing.assert_allclose(values["google_robot"]["proprio_max"], proprio.max(0))
+    for key in ("mean", "std", "min", "max"):
+        del values["google_robot"][f"proprio_{key}"]
+    old = from_json(values)["google_robot"]
+    assert old.proprio_mean == ()
+    assert old.proprio_q99 == fit([source])["google_robot"].proprio_q99
 
 
 def test_conventions_are_compared() -> None:

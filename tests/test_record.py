@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from selfflow.datasets.source import open_source
 from selfflow.datasets.spec import UserError, task_named
 from selfflow.datasets.store import EpisodeRecord, EpisodeStore, StoreWriter
 from selfflow.envs.expert import DrawerExpert
+from selfflow.envs.fake import make_fake
 from selfflow.envs.twin import make_mujoco
 from selfflow.eval import record_demos
 from selfflow.eval.record_demos import (
     RecordConfig,
     check,
+    fault,
     header_of,
     main,
     record_episode,
@@ -74,7 +77,10 @@ def test_clean_episode_executes_its_labels(twin):
     ("wrong", "says"),
     [
         ({"placement": "grid"}, "placement=grid: SIMPLER's evaluation cells, .* choose mild"),
-        ({"placement": "wild"}, "did you mean mild"),
+        ({"placement": "wild"}, "placement=wild with backend=mujoco: choose mild"),
+        ({"placement": "train"}, "placement=train with backend=mujoco: choose mild"),
+        ({"image_size": "[256,320]"}, "only with backend=simpler"),
+        ({"backend": "maniskill"}, "choose one of fake, mujoco, simpler"),
         ({"noise": -0.1}, "noise=-0.1: must be between 0 and 1"),
         ({"noise": "nan"}, "noise=nan: must be"),
         ({"noise_turn": -1}, "noise_turn=-1"),
@@ -163,6 +169,27 @@ def test_other_workers_or_another_seed_never_overshoot(tmp_path, attempts, other
     record_all(more)
     assert kept(tmp_path) == 13
     assert len(attempts) == len(set(attempts))
+
+
+def test_what_was_forced_is_no_demonstration(tmp_path, monkeypatch):
+    """At step 100 the instruction changes, whatever was done: such an episode is not kept."""
+    env = make_fake(task_named("open_drawer_place"))
+
+    def episode(announced: int) -> EpisodeRecord:
+        expert = DrawerExpert(env.task)
+        zeros = np.zeros(7)
+        steps = iter(range(1000))
+        monkeypatch.setattr(expert, "act", lambda _: (zeros, next(steps) == announced))
+        return record_episode(env, expert, 0, fake(tmp_path, task="open_drawer_place"))
+
+    late, early = episode(150), episode(60)
+    assert late.meta["forced"]
+    assert late.instruction[99] == late.instruction[0] != late.instruction[100]
+    assert not early.meta["forced"]
+    assert early.terminate.nonzero()[0].tolist() == [60]
+    assert "forced" in fault(replace(late, success=True))
+    assert fault(late) == "no success in 200 steps"
+    assert fault(replace(early, success=True)) == ""
 
 
 def test_kept_failures_count(tmp_path, attempts):

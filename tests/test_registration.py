@@ -1,19 +1,27 @@
 """gymnasium's ids: registered by import, made by name, whole by gymnasium's own checks."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector.utils import (
+    create_shared_memory,
+    read_from_shared_memory,
+    write_to_shared_memory,
+)
 
 from selfflow.datasets.spec import TASKS, UserError
-from selfflow.envs import registration, sapien_render, simpler_assets
+from selfflow.envs import registration, sapien_render, simpler_assets, twin_render
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.instruction_space import Instruction
 from selfflow.envs.tasks import DRAWER_RULES, RULES
 
 SHARED = Path(__file__).parents[2] / "shared" / "simpler_assets"
@@ -68,13 +76,45 @@ def test_simpler_without_its_files_is_one_line(monkeypatch, tmp_path):
         gymnasium.make("selfflow/Simpler-OpenTopDrawer-v0")
 
 
+def test_instructions_are_read_from_shared_memory_when_looked_at():
+    """gymnasium's own texts are those of the moment at which the memory was made."""
+    space = Instruction()
+    memory = create_shared_memory(space, n=2)
+    texts = read_from_shared_memory(space, memory, n=2)
+    for first in ("open top drawer", "place apple into top drawer (2), please!"):
+        write_to_shared_memory(space, 0, first, memory)
+        write_to_shared_memory(space, 1, "move 7up can near apple", memory)
+        assert tuple(texts) == deepcopy(texts) == (first, "move 7up can near apple")
+        assert isinstance(deepcopy(texts), tuple)
+
+
+def drawn_in_a_fork(report: "multiprocessing.Queue[str]") -> None:
+    """Puts what the twin says in a fork of a process that has drawn."""
+    try:
+        gymnasium.make("selfflow/Twin-OpenTopDrawer-v0").reset()
+        report.put("drawn")
+    except UserError as e:
+        report.put(str(e))
+
+
+def test_a_fork_that_cannot_draw_says_so(monkeypatch):
+    """The parent's process number stands for a parent that has drawn with OpenGL."""
+    monkeypatch.setattr(twin_render, "OPENED_BY", {os.getpid()})
+    context = multiprocessing.get_context("fork")
+    report = context.Queue()
+    process = context.Process(target=drawn_in_a_fork, args=(report,))
+    process.start()
+    assert "forked after its parent had drawn with OpenGL" in report.get(timeout=60)
+    process.join()
+
+
 @pytest.mark.slow
 def test_two_processes_of_the_twin_give_what_one_does():
     def make() -> gymnasium.Env:
         return gymnasium.make(f"{PREFIX}selfflow/Twin-OpenTopDrawer-v0")
 
     actions = np.array([[0.02, 0, 0, 0, 0, 0, 1], [0, 0.02, 0, 0, 0, 0, 0]], np.float32)
-    vector = gymnasium.vector.AsyncVectorEnv([make, make], shared_memory=False, context="spawn")
+    vector = gymnasium.vector.AsyncVectorEnv([make, make], context="spawn")
     try:
         vector.reset(seed=[5, 6])
         for _ in range(2):

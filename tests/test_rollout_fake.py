@@ -15,6 +15,7 @@ from selfflow.datasets.spec import ActionChunk, UserError, task_named
 from selfflow.envs.fake import HANDLE, PointSimulator, make_fake
 from selfflow.eval import parts, results, simpler_rollout, workers
 from selfflow.eval.parts import RolloutConfig
+from selfflow.eval.report import shading
 from selfflow.eval.rollout import BAD_ACTION, STEP_LIMIT, TERMINATED, run_episode
 
 PLACE, CLOSE = task_named("open_drawer_place"), task_named("close_top_drawer")
@@ -256,13 +257,50 @@ def test_options_reach_simpler_and_no_other_backend(tmp_path, monkeypatch):
         monkeypatch.setitem(parts.BACKENDS, backend, maker)
         parts.make_env(config(tmp_path, backend=backend))
     parts.make_env(config(tmp_path, backend="simpler", gripper="sticky", urdf_version="none"))
-    colours = "recolor_cabinet_visual_matching_1"
-    assert asked == [
-        ("mujoco", {}),
-        ("simpler", {"gripper": "opening", "urdf_version": colours, "shader": "ibl"}),
-        ("fake", {}),
-        ("simpler", {"gripper": "sticky", "urdf_version": "none", "shader": "ibl"}),
-    ]
+    parts.make_env(config(tmp_path, pictures=False))
+    own = {
+        "gripper": "opening",
+        "urdf_version": "recolor_cabinet_visual_matching_1",
+        "shader": "ibl",
+        "samples": None,
+        "variant": "visual_matching",
+    }
+    for backend, options in asked[: len(parts.BACKENDS)]:
+        assert options == {"pictures": True} | (own if backend == "simpler" else {}), backend
+    sticky = own | {"pictures": True, "gripper": "sticky", "urdf_version": "none"}
+    assert asked[-2:] == [("simpler", sticky), ("fake", {"pictures": False})]
+
+
+def test_without_pictures_an_episode_is_the_same_and_none_is_filmed(tmp_path):
+    seen, blind = tmp_path / "seen", tmp_path / "blind"
+    simpler_rollout.main(config(seen, episodes=2, videos=1))
+    simpler_rollout.main(config(blind, episodes=2, videos=1, pictures=False))
+    assert lines(blind) == lines(seen)
+    assert not list(blind.glob("*.mp4"))
+    assert list(seen.glob("*.mp4"))
+    simpler_rollout.check(config(seen, episodes=3, pictures=False))  # it may be continued so
+    with pytest.raises(UserError, match="pictures=false: a checkpoint needs them"):
+        simpler_rollout.check(config(tmp_path / "new", policy="checkpoint", pictures=False))
+    env = make_fake(PLACE, pictures=False)
+    observation, info = env.reset(seed=1)
+    assert observation["images"] == {}
+    assert env.observation_space.contains(observation)
+    assert set(info["cameras"]) == {"overhead_camera", "wrist_camera"}
+    assert env.render().shape == (24, 32, 3)
+
+
+def test_samples_belong_to_ray_tracing(tmp_path):
+    simpler = {"backend": "simpler", "policy": "hold"}
+    with pytest.raises(UserError, match="samples=8: rays a pixel, only with shader=rt"):
+        parts.check(config(tmp_path, **simpler, samples=8))
+    with pytest.raises(UserError, match="samples=0: must be 1 or more"):
+        parts.check(config(tmp_path, **simpler, shader="rt", samples=0))
+    assert config(tmp_path, **simpler).identity()["samples"] is None
+    assert config(tmp_path, **simpler, shader="rt").identity()["samples"] == 4
+    assert "samples" not in config(tmp_path).identity()
+    assert shading(config(tmp_path, **simpler, shader="rt").identity()) == "rt, 4 rays a pixel"
+    assert shading(config(tmp_path, **simpler).identity()) == "ibl"
+    assert shading(config(tmp_path).identity()) == "-"
 
 
 def test_workers_give_the_same_episodes(tmp_path):

@@ -16,6 +16,7 @@ from selfflow.datasets.rotations import (
     rotate,
     to_axis_angle,
     to_matrix,
+    to_rpy,
 )
 
 unit = st.floats(-1, 1, allow_subnormal=False)
@@ -53,6 +54,19 @@ def test_compose_rotates_by_b_first(a: np.ndarray, b: np.ndarray, v: np.ndarray)
     close(rotate(compose(a, b), v), rotate(a, rotate(b, v)))
     close(to_matrix(compose(a, b)), to_matrix(a) @ to_matrix(b))
     close(to_matrix(a) @ v, rotate(a, v))
+
+
+@fast
+@given(quaternions)
+def test_rpy_round_trip(q: np.ndarray) -> None:
+    same_rotation(from_rpy(to_rpy(q)), q)
+    assert np.abs(to_rpy(q)).max() <= np.pi
+
+
+@pytest.mark.parametrize("pitch", [np.pi / 2, -np.pi / 2, np.pi / 2 - 1e-9])
+def test_rpy_where_roll_and_yaw_are_one(pitch: float) -> None:
+    q = from_rpy([0.4, pitch, -1.3])
+    same_rotation(from_rpy(to_rpy(q)), q)
 
 
 @fast

@@ -282,8 +282,13 @@ def test_other_tasks_and_options_are_refused_by_name():
         make_simpler(Task("wipe_table", "google_robot", 80, ("wipe table",)))
     with pytest.raises(UserError, match="only for the Google robot"):
         make_simpler(task_named("widowx_stack_cube"), gripper="sticky")
-    with pytest.raises(UserError, match="opening, sticky"):
+    with pytest.raises(UserError, match="opening, relative, sticky"):
         make_simpler(task_named("open_top_drawer"), gripper="binary")
+    for size in ((256, 256), (0, 0), (-64, -80)):
+        with pytest.raises(UserError, match=r"image_size=.*in the ratio of \(512, 640\)"):
+            make_simpler(task_named("open_top_drawer"), image_size=size)
+    with pytest.raises(UserError, match="samples=4: rays a pixel, only with shader=rt"):
+        make_simpler(task_named("open_top_drawer"), samples=4)
 
 
 def test_missing_assets_are_named_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

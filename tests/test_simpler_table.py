@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfflow.datasets.rotations import canonical, compose, from_axis_angle
+from selfflow.datasets.rotations import canonical, compose, from_axis_angle, rotate
 from selfflow.datasets.spec import UserError, task_named
 from selfflow.envs import sapien_render, simpler_assets
 from selfflow.envs.gripper import StickyGripper
@@ -161,14 +161,13 @@ def test_first_frame_is_the_original_s(config: int):
     arena = next(int(k) for k, v in trace["meta"]["segmentation_ids"].items() if v == "arena")
     simulated = (ids != arena) & (ids != 0)
     simulator = _start(trace)
-    # Ours settles upright. The original's leans by 0.4 degrees: PhysX 4 takes ten vertices of the
-    # can's bottom, which differ by 0.5 mm, for one face; PhysX 5 stands it on the lowest seven.
     settled, recorded = simulator.privileged()["objects"][0], trace["object_pose"][0, 0]
-    np.testing.assert_allclose(settled[:3], recorded[:3], atol=5e-4)
-    np.testing.assert_allclose(np.abs(settled[3:] @ recorded[3:]), 1.0, atol=1e-5)
-    _put(simulator, recorded)
+    np.testing.assert_allclose(settled[:3], recorded[:3], atol=5e-5)
+    # It leans by 0.4 degrees (envs/simpler_hulls.py).
+    lean = [rotate(q[3:].astype(float), np.array([0.0, 1.0, 0.0])) for q in (settled, recorded)]
+    np.testing.assert_allclose(*lean, atol=1e-3)
     difference = np.abs(simulator.render()["overhead_camera"].astype(int) - expected)
-    assert difference[simulated].mean() < 0.2  # of 255; the specification asks for 1.5
+    assert difference[simulated].mean() < 0.6  # of 255; the specification asks for 1.5
     assert difference[~simulated].mean() < 0.01  # the photograph
     np.testing.assert_allclose(
         simulator.camera_info()["overhead_camera"]["intrinsics"], trace["camera_K"], atol=1e-4
@@ -330,5 +329,16 @@ def test_mild_placements_are_drawn_and_lie_on_the_table(name: str):
         cells = [cell for cell in grid if [t.model for t in cell] == [t.model for t in things]]
         off = [[np.subtract(a.xy, b.xy) for a, b in zip(things, c, strict=True)] for c in cells]
         assert np.linalg.norm(off, axis=-1).min() > KEEP_AWAY
-    with pytest.raises(ValueError, match="mild or grid"):
-        draw_table_placement(task, "wild", rng, 1)
+
+
+def test_a_bottom_becomes_one_face():
+    from selfflow.envs.simpler_hulls import flat_bottom
+
+    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    foot = np.column_stack([np.cos(turn), -1.0 + 0.0004 * (turn > 4), np.sin(turn)])
+    body = np.vstack([foot, [[0.0, 1.0, 0.0]]])
+    flat = flat_bottom(body)
+    assert np.linalg.matrix_rank(flat[:8] - flat[:8].mean(axis=0), tol=1e-9) == 2
+    np.testing.assert_array_equal(flat[8], body[8])
+    np.testing.assert_allclose(flat[:8], body[:8], atol=5e-4)
+    np.testing.assert_allclose(flat_bottom(flat), flat, atol=1e-12)

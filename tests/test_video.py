@@ -7,7 +7,7 @@ import pytest
 
 from selfflow.datasets.normalize import fit
 from selfflow.datasets.source import open_source, open_sources
-from selfflow.datasets.spec import UserError
+from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.video import VideoClip, guess_instruction
 from selfflow.datasets.windows import Mixture, WindowSpec
 
@@ -52,11 +52,9 @@ def test_nothing_but_frames_and_text_is_valid(clip: VideoClip) -> None:
 def test_weight_and_parameters(clip: VideoClip) -> None:
     _, weights = open_sources([f"{CLIP}@0.25", str(CLIP)])
     assert weights == [0.25, 1.0]
-    other = VideoClip(CLIP, "widowx", "put carrot on plate")
+    other = VideoClip(CLIP, EMBODIMENTS["widowx"], "put carrot on plate")
     assert other.embodiment.control_hz == 5
     assert other.signals(0).instruction[3] == "put carrot on plate"
-    with pytest.raises(UserError, match="google_robot, widowx"):
-        VideoClip(CLIP, "panda")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ class Counting:
     """Episodes whose frame t of episode i is filled with 10 i + t, and whose action t is t + 1."""
 
     skipped = 0
+    cameras = ("overhead_camera",)
 
     def __init__(self, lengths: list[int], actions: bool = True, name: str = "counting") -> None:
         self.name, self.embodiment = name, EMBODIMENTS["google_robot"]
@@ -33,6 +34,9 @@ class Counting:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def metadata(self, i: int) -> dict:
+        return {}
 
     def length(self, i: int) -> int:
         return self.lengths[i]

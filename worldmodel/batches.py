@@ -22,7 +22,9 @@ from selfflow.datasets.normalize import (
     from_json,
     normalize_action,
     proprio_features,
+    statistics_for,
 )
+from selfflow.datasets.normalize import load as read_statistics
 from selfflow.datasets.spec import ACTION_DIM, ACTION_NAMES, EMBODIMENTS, UserError
 from selfflow.datasets.text import ENCODER as HASHED
 from selfflow.datasets.text import TextEncoder, save_table, unknown
@@ -184,7 +186,7 @@ def amounts(sources: list[Any]) -> Amounts:
 def prepare(
     config: LoopConfig, sources: list[Any], weights: list[float], spec: WindowSpec
 ) -> tuple[Mixture, dict[str, Statistics]]:
-    """The mixture, and statistics of the data or of the run that goes on.
+    """The mixture, and statistics of the run that goes on, of the file, or of the data.
 
     Draws a sample of every source, so that what is wrong with one is said before `out` exists.
     """
@@ -194,7 +196,11 @@ def prepare(
     for source in sources:
         Mixture([source], [1.0], spec, config.seed).batch(0, 1)
     resumed = last(Path(config.out))
-    return mixture, from_json(load(resumed).statistics) if resumed else fit(sources)
+    if resumed is None and config.statistics is None:
+        return mixture, fit(sources)
+    where = str(resumed or config.statistics)
+    given = from_json(load(resumed).statistics) if resumed else read_statistics(where)
+    return mixture, statistics_for(sources, given, where)
 
 
 def readable(text: TextEncoder, sources: list[Any]) -> list[str]:

@@ -32,6 +32,7 @@ class LoopConfig:
     """What pretraining and fine-tuning have in common."""
 
     data: Any = field(default_factory=list)  # path or path@weight, or a list of them
+    statistics: str | None = None  # file of datasets/stats.py; None: of the data, in one pass
     out: str = "outputs/run"  # run folder; the same command goes on where it stopped
     steps: int = 5000  # length of the run and of the learning-rate schedule
     minutes: float = 0.0  # stop earlier, after so many minutes of this sitting; 0: never
