@@ -31,10 +31,9 @@ class Augment:
     def __post_init__(self) -> None:
         for f in fields(self):
             low, high = {"crop": (0.05, 1.0), "hue": (0.0, 0.5)}.get(f.name, (0.0, 1.0))
-            if not low <= getattr(self, f.name) <= high:
-                raise ValueError(
-                    f"augment.{f.name}={getattr(self, f.name)}: not in {low} .. {high}"
-                )
+            value = getattr(self, f.name)
+            if not low <= value <= high:
+                raise ValueError(f"augment.{f.name}={value}: must lie in {low} .. {high}")
 
     @property
     def coloured(self) -> bool:
@@ -98,7 +97,7 @@ def changed(
     """The frames of a sample, cut, shrunk, coloured and shifted."""
     small = np.stack([resize(image, height, width, change.box) for image in images])
     if change.colour is not None:
-        small = coloured(small, colour_matrix(change.colour, float((small.mean((0, 1, 2)) @ LUMA))))
+        small = coloured(small, colour_matrix(change.colour, float(small.mean((0, 1, 2)) @ LUMA)))
     return shifted(small, *change.shift)
 
 

@@ -1,10 +1,11 @@
-"""Bytes of the episode store: arrays and JPEG frames in a blob, JSON lines saying where."""
+"""Bytes of the episode store: arrays and frames in a blob, JSON lines saying where."""
 
 import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from jaxtyping import UInt8
 
 QUALITY = 95  # JPEG with full chroma: 42 dB on an RT-1 frame at 128×160
 ArrayPlace = dict[str, Any]  # {"at": byte offset in the blob, "dtype": "<f4", "shape": [T, 7]}
+Frame = UInt8[np.ndarray, "_ _ 3"]
 
 
-class Packer:
-    """Collects what will be appended to a blob at byte `start`."""
+class Appender:
+    """Writes arrays and frames one by one at the end of an open blob; `crc32` is that of all."""
 
-    def __init__(self, start: int) -> None:
-        self._start, self._parts, self._size = start, [], 0
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.start = self.end = os.fstat(handle).st_size
+        self.crc32 = 0
 
     def array(self, array: np.ndarray) -> ArrayPlace:
         """Adds an array; returns its place."""
@@ -29,44 +33,76 @@ class Packer:
         if array.dtype.kind not in "biuf":
             raise ValueError(f"cannot store an array of {array.dtype}")
         array = array.astype(array.dtype.newbyteorder("<"))
-        return {
-            "at": self._add(array.tobytes()),
-            "dtype": array.dtype.str,
-            "shape": list(array.shape),
-        }
+        at = self._add(array.tobytes())
+        return {"at": at, "dtype": array.dtype.str, "shape": list(array.shape)}
 
-    def jpegs(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> ArrayPlace:
-        """Adds frames as JPEG; returns the place of the n + 1 offsets that bound them."""
-        bounds = [self._start + self._size]
+    def jpegs(self, images: Iterable[Frame | bytes | memoryview]) -> ArrayPlace:
+        """Adds frames, or JPEG data as it is; returns the place of the n + 1 offsets that bound
+        them."""
+        bounds = [self.end]
         for image in images:
-            data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=QUALITY)
-            bounds.append(self._add(data) + len(data))
+            self._add(to_jpeg(image) if isinstance(image, np.ndarray) else image)
+            bounds.append(self.end)
         return self.array(np.array(bounds, np.int64))
 
-    def data(self) -> bytes:
-        """Everything added, in order."""
-        return b"".join(self._parts)
+    def raw(self, images: Iterable[Frame]) -> ArrayPlace:
+        """Adds frames of one size as pixels; returns the place of them all."""
+        at, shapes = self.end, []
+        for image in images:
+            shapes.append(image.shape)
+            if image.shape != shapes[0]:
+                raise ValueError(f"frames of {shapes[0]} and of {image.shape} in one episode")
+            self._add(np.ascontiguousarray(image).data.cast("B"))
+        return {"at": at, "dtype": "|u1", "shape": [len(shapes), *shapes[0]]}
 
-    def _add(self, data: bytes) -> int:
-        at = self._start + self._size
-        self._parts.append(data)
-        self._size += len(data)
+    def _add(self, data: bytes | memoryview) -> int:
+        at = self.end
+        write_all(self._handle, data)
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self.end += len(data)
         return at
+
+
+@contextmanager
+def appending(handle: int) -> Iterator[Appender]:
+    """An Appender whose bytes are on the disk at the end, or are taken back after an error."""
+    appender, whole = Appender(handle), False
+    try:
+        yield appender
+        os.fsync(handle)
+        whole = True
+    finally:
+        if not whole:
+            os.ftruncate(handle, appender.start)
+
+
+def to_jpeg(image: Frame) -> bytes:
+    """The frame as the store keeps it."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=QUALITY)
 
 
 def read_array(blob: memoryview, place: ArrayPlace) -> np.ndarray:
     """The array at this place, as a copy that may be written to."""
-    count = int(np.prod(place["shape"], dtype=np.int64))
-    flat = np.frombuffer(blob, place["dtype"], count, place["at"])
-    return flat.reshape(place["shape"]).copy()
+    return _view(blob, place).copy()
 
 
-def read_jpegs(
-    blob: memoryview, place: ArrayPlace, steps: Iterable[int]
-) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Decoded frames by number."""
-    bounds = read_array(blob, place)
-    return [simplejpeg.decode_jpeg(blob[bounds[s] : bounds[s + 1]]) for s in steps]
+def are_jpegs(place: ArrayPlace) -> bool:
+    """Whether the place of frames is one of JPEG data, not of pixels."""
+    return len(place["shape"]) == 1
+
+
+def read_frames(blob: memoryview, place: ArrayPlace, steps: Iterable[int]) -> list[Frame]:
+    """Frames by number: decoded, or views of the pixels, which cannot be written to."""
+    if are_jpegs(place):
+        return [simplejpeg.decode_jpeg(data) for data in read_encoded(blob, place, steps)]
+    pixels = _view(blob, place)
+    return [pixels[step] for step in steps]
+
+
+def read_encoded(blob: memoryview, place: ArrayPlace, steps: Iterable[int]) -> list[memoryview]:
+    """JPEG data of frames by number."""
+    bounds = _view(blob, place)
+    return [blob[bounds[s] : bounds[s + 1]] for s in steps]
 
 
 def mapped(path: Path) -> memoryview:
@@ -82,25 +118,16 @@ def checksum(data: bytes | memoryview) -> int:
     return zlib.crc32(data)
 
 
-def write_all(handle: int, data: bytes) -> None:
-    """Writes all of data at the end of the open file and waits until it is on the disk."""
+def write_all(handle: int, data: bytes | memoryview) -> None:
+    """Writes all of data at the end of the open file."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
-    os.fsync(handle)
 
 
-def to_json(value: dict[str, Any]) -> str:
+def to_json(value: Mapping[str, Any]) -> str:
     """One line of JSON; numpy's numbers and arrays become plain ones."""
     return json.dumps(value, separators=(",", ":"), default=_plain)
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """JSON objects of a file of lines, and the number of lines that are torn."""
-    text = path.read_bytes() if path.exists() else b""
-    lines = [_parse(line) for line in text.split(b"\n") if line]
-    whole = [line for line in lines if line is not None]
-    return whole, len(lines) - len(whole)
 
 
 def run_lengths(texts: Sequence[str]) -> list[tuple[str, int]]:
@@ -113,12 +140,9 @@ def from_run_lengths(runs: Iterable[Sequence[Any]]) -> list[str]:
     return [text for text, count in runs for _ in range(count)]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:  # also what undecodable bytes raise
-        return None
-    return value if isinstance(value, dict) else None
+def _view(blob: memoryview, place: ArrayPlace) -> np.ndarray:
+    count = int(np.prod(place["shape"], dtype=np.int64))
+    return np.frombuffer(blob, place["dtype"], count, place["at"]).reshape(place["shape"])
 
 
 def _plain(value: Any) -> Any:

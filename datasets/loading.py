@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from itertools import count, islice
 from typing import IO, Any
@@ -53,9 +53,7 @@ def prefetch(
             yield from _ahead(pool, mixture.load, asked)
             return
         with ExitStack() as stack:
-            started = [
-                stack.enter_context(Worker(mixture, data)) for _ in range(min(workers, size * 64))
-            ]
+            started = [stack.enter_context(Worker(mixture, data)) for _ in range(workers)]
             yield from _ahead(pool, Worker.take, _asked(started, asked))
 
 
@@ -122,10 +120,8 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._from.close()
-        try:
-            self._to.close()  # flushes what a process that ended no longer reads
-        except BrokenPipeError:
-            pass
+        with suppress(BrokenPipeError):  # of one that has ended
+            self._to.close()
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -133,11 +129,9 @@ class Worker:
             self._process.wait()
 
     def _write(self, value: Any) -> None:
-        try:
+        with suppress(BrokenPipeError):  # it has ended; `take` says so in its turn
             self._to.write(json.dumps(value).encode() + b"\n")
             self._to.flush()
-        except BrokenPipeError:
-            pass  # it has ended; `take` says so in its turn
 
 
 def amounts(sources: Sequence[EpisodeSource]) -> list[list[Any]]:
@@ -169,7 +163,8 @@ def receive(file: IO[bytes]) -> Batch | None:
     values = json.loads(line)
     if "error" in values:
         raise UserError(values["error"])
-    made = {name: _filled(value) for name, value in values.items()}
+    made: dict[str, Any] = {name: _filled(value) for name, value in values.items()}
+    made["ids"] = [tuple(place) for place in made["ids"]]
     for array in (array for value in made.values() for array in _arrays(value)):
         rest = array.reshape(-1).view(np.uint8).data
         while rest:
@@ -177,7 +172,7 @@ def receive(file: IO[bytes]) -> Batch | None:
             if not got:
                 return None
             rest = rest[got:]
-    return Batch(**made | {"ids": [tuple(place) for place in made["ids"]]})
+    return Batch(**made)
 
 
 def _arrays(value: Any) -> list[np.ndarray]:

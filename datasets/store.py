@@ -1,8 +1,10 @@
 """The project's episode store: what demonstrations and rollouts are recorded into.
 
     FOLDER/store.json         what the episodes are: StoreHeader and the format's version
-    FOLDER/000.blob           JPEG frames and little-endian arrays, only ever appended to
+    FOLDER/000.blob           frames (JPEG, or pixels) and little-endian arrays, only appended to
     FOLDER/000.index.jsonl    one JSON line per episode or failed attempt, only ever appended to
+
+It is also what other data are converted to for training: convert.py.
 
 A line is written after its bytes in the blob are on the disk, so that whatever kills the writer,
 every line that parses and whose bytes exist is a whole episode. A torn line is left out and
@@ -11,18 +13,17 @@ shard.
 
 | kind of line | content |
 |---|---|
-| episode | its range in the blob and crc32, the place of each array, seed, success, draws, meta |
-| failure | seed and reason of an attempt that was not kept |
+| episode | range in the blob, crc32, places of arrays and frames; seed, success, draws, meta |
+| failure | seed (converted: number) and reason of an attempt (episode) that was not kept |
 | cut | the blob was found to be this short; episodes above that need more of it are lost |
 """
 
 import fcntl
-import json
 import logging
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,24 +33,16 @@ from jaxtyping import Bool, Float32, UInt8
 
 from selfflow.datasets import blob as blobs
 from selfflow.datasets.episodes import Metadata, Signals, check_camera
-from selfflow.datasets.spec import EMBODIMENTS, Embodiment, UserError
+from selfflow.datasets.spec import Embodiment, UserError
+from selfflow.datasets.store_header import StoreHeader, agree_on_header, read_header
+from selfflow.datasets.store_index import END, LENGTH, read_index, read_line
 
-VERSION = 1
+__all__ = ["EpisodeRecord", "EpisodeStore", "StoreHeader", "StoreWriter", "read_header"]
+
 ARRAYS = ("proprio", "actions", "executed", "terminate")  # of a record, by field name
+VALID = ("proprio_valid", "action_valid")  # of converted episodes
+VALUES = ("seed", "success", "draws", "meta")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StoreHeader:
-    """What all episodes of a store have in common."""
-
-    embodiment: str
-    task: str
-    cameras: tuple[str, ...]  # the first is the one that is read by default
-    backend: str
-    placement: str = "mild"  # how start states were drawn
-    image_size: tuple[int, int] | None = None  # (height, width) of all frames; None: not noted
-    photographs: tuple[str, ...] = ()  # seen in the pictures: who is scored on them has seen them
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,21 @@ class EpisodeRecord:
             raise ValueError(f"an episode of {n} observations: {'; '.join(wrong)}")
 
 
+@dataclass(frozen=True)
+class Content:
+    """All of an episode but its frames, as a store's line and blob hold it.
+
+    `arrays`: those of a record, by field name, with the N rows and the flags of Signals
+    (proprio_valid, action_valid) and without `executed` for what was not recorded but converted.
+    `values`: what JSON can hold: seed, success, draws, meta; converted: about, its metadata.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    instruction: list[str]
+    privileged: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
 class StoreWriter:
     """Appends episodes to one shard of a store, creating the folder if need be.
 
@@ -108,7 +116,7 @@ class StoreWriter:
         if not re.fullmatch(r"[\w-]+", shard):
             raise ValueError(f"shard={shard!r}: letters, digits, - and _ only")
         self.folder = Path(folder)
-        self.header = _agree_on_header(self.folder, header)
+        self.header = agree_on_header(self.folder, header)
         blob, index = _shard_files(self.folder, shard)
         mode = os.O_RDWR | os.O_APPEND | os.O_CREAT
         self._index = os.open(index, mode, 0o644)
@@ -125,25 +133,35 @@ class StoreWriter:
     def append(self, record: EpisodeRecord) -> None:
         """Writes one episode; it is on the disk when this returns."""
         record.check(self.header.cameras)
-        start = os.fstat(self._blob).st_size
-        pack = blobs.Packer(start)
-        line = {
-            "kind": "episode",
-            "seed": int(record.seed),
-            "success": bool(record.success),
-            "instruction": blobs.run_lengths(record.instruction),
-            "images": {k: pack.jpegs(v) for k, v in record.images.items()},
-            **{name: pack.array(getattr(record, name)) for name in ARRAYS},
-            "privileged": {k: pack.array(v) for k, v in record.privileged.items()},
-            "draws": record.draws,
-            "meta": record.meta,
-        }
-        data = pack.data()
-        text = blobs.to_json(
-            line | {"start": start, "end": start + len(data), "crc32": blobs.checksum(data)}
-        )
-        blobs.write_all(self._blob, data)
-        self._append_line(text)
+        values = {name: getattr(record, name) for name in VALUES}
+        arrays = {name: getattr(record, name) for name in ARRAYS}
+        content = Content(arrays, record.instruction, record.privileged, values)
+        self.write(record.images, content)
+
+    def write(
+        self,
+        images: Mapping[str, Iterable[Any]],
+        content: Content,
+        raw: bool = False,
+    ) -> None:
+        """Writes one episode; `images` gives the frames of every camera, one by one.
+
+        uint8 (H, W, 3) are written as JPEG or, `raw`, as pixels; JPEG data (bytes) is kept as it
+        is. Nothing stays if it fails.
+        """
+        blobs.to_json(content.values)  # raises before anything is written
+        with blobs.appending(self._blob) as blob:
+            film = blob.raw if raw else blob.jpegs
+            line = {
+                "kind": "episode",
+                **content.values,
+                "instruction": blobs.run_lengths(content.instruction),
+                "images": {camera: film(frames) for camera, frames in images.items()},
+                **{name: blob.array(array) for name, array in content.arrays.items()},
+                "privileged": {k: blob.array(v) for k, v in content.privileged.items()},
+            }
+        place = {"start": blob.start, "end": blob.end, "crc32": blob.crc32}
+        self._append_line(blobs.to_json(line | place))
 
     def note_failure(self, seed: int, reason: str) -> None:
         """Notes an attempt that was not kept, so that a resumed recording does not repeat it."""
@@ -171,11 +189,12 @@ class StoreWriter:
         size = os.fstat(self._index).st_size
         torn = size > 0 and os.pread(self._index, 1, size - 1) != b"\n"
         blobs.write_all(self._index, ("\n" * torn + text + "\n").encode())
+        os.fsync(self._index)
 
     def _void_lost_episodes(self, index: Path) -> None:
         """If the blob lost its end, says so in the index before new bytes take that place."""
         size = os.fstat(self._blob).st_size
-        if any(line["end"] > size for line in _read_index(index).episodes):
+        if any(row[END] > size for row in read_index(index).rows):
             self._append_line(blobs.to_json({"kind": "cut", "blob": size}))
 
 
@@ -190,147 +209,126 @@ class EpisodeStore:
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
         self.header = read_header(self.folder)
-        self.embodiment: Embodiment = EMBODIMENTS[self.header.embodiment]
+        self.embodiment: Embodiment = self.header.is_of
         self.cameras = self.header.cameras
         self.skipped = 0
         self.failures: dict[int, str] = {}
-        self._episodes: list[tuple[memoryview, dict[str, Any]]] = []
+        self._shards: list[tuple[memoryview, memoryview]] = []  # blob, index
+        rows, measures = [], {}
         for index in sorted(self.folder.glob("*.index.jsonl")):
-            self._open_shard(index)
-        keys = dict.fromkeys(key for _, line in self._episodes for key in line["privileged"])
-        self.measures = tuple(keys)
+            rows += self._open_shard(index, measures)
+        self.measures = tuple(measures)
+        self._rows = np.array(rows, np.int64).reshape(-1, 5)  # of store_index.py, and the shard
 
     def __len__(self) -> int:
-        return len(self._episodes)
+        return len(self._rows)
 
     def length(self, i: int) -> int:
         """Number of observations of episode i."""
-        return self._episodes[i][1]["proprio"]["shape"][0]
+        return int(self._rows[i, LENGTH])
 
     def frames(
         self, i: int, steps: Sequence[int], camera: str | None = None
     ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-        """Frames of episode i at these steps, at the size they were recorded."""
-        blob, line = self._episodes[i]
-        camera = check_camera(camera, self.header.cameras, str(self.folder))
-        return blobs.read_jpegs(blob, line["images"][camera], steps)
+        """Frames of episode i at these steps, as they are stored; raw ones are read-only."""
+        blob, line = self._episode(i)
+        camera = check_camera(camera, self.cameras, str(self.folder))
+        return blobs.read_frames(blob, line["images"][camera], steps)
+
+    def encoded(
+        self, i: int, steps: Sequence[int], camera: str | None = None
+    ) -> list[memoryview] | None:
+        """The same frames as JPEG data; None where they are raw."""
+        blob, line = self._episode(i)
+        place = line["images"][check_camera(camera, self.cameras, str(self.folder))]
+        return blobs.read_encoded(blob, place, steps) if blobs.are_jpegs(place) else None
 
     def signals(self, i: int) -> Signals:
         """Label actions, proprioception, flags and instructions of episode i."""
-        blob, line = self._episodes[i]
-        proprio, actions, terminate = (
-            blobs.read_array(blob, line[name]) for name in ("proprio", "actions", "terminate")
-        )
-        n, t = len(proprio), len(actions)
+        content = self.content(i)
+        arrays = content.arrays
+        n, t = len(arrays["proprio"]), len(arrays["actions"])
+        last = len(arrays["terminate"]) - 1
         return Signals(
-            proprio=proprio,
-            proprio_valid=np.ones(n, bool),
-            actions=np.concatenate([actions, np.zeros((n - t, 7), np.float32)]),
-            action_valid=np.arange(n) < t,
-            terminate=terminate[np.minimum(np.arange(n), len(terminate) - 1)],
-            instruction=blobs.from_run_lengths(line["instruction"]),
+            proprio=arrays["proprio"],
+            proprio_valid=arrays.get("proprio_valid", np.ones(n, bool)),
+            actions=np.concatenate([arrays["actions"], np.zeros((n - t, 7), np.float32)]),
+            action_valid=arrays.get("action_valid", np.arange(n) < t),
+            terminate=arrays["terminate"][np.minimum(np.arange(n), last)],
+            instruction=content.instruction,
         )
 
     def metadata(self, i: int) -> Metadata:
-        """Seed, success, task, rate, and what the recorder noted in single values."""
-        line = self._episodes[i][1]
+        """What the data said that it was converted from; of a recording seed, success, task, rate,
+        and what the recorder noted in single values."""
+        line = self._episode(i)[1]
+        if "about" in line:
+            return line["about"]
         noted = {k: v for k, v in line["meta"].items() if isinstance(v, str | int | float)}
         known = {"seed": line["seed"], "success": line["success"], "task": self.header.task}
         return noted | known | {"fps": self.embodiment.control_hz}
 
     def measured(self, i: int, key: str) -> np.ndarray | None:
-        """The simulator's own `key` of episode i by step (T, ...), None where it has none."""
-        blob, line = self._episodes[i]
+        """What was measured as `key` in episode i by step (T, ...), None where nothing was."""
+        blob, line = self._episode(i)
         where = line["privileged"].get(key)
         return None if where is None else blobs.read_array(blob, where)
 
+    def content(self, i: int) -> Content:
+        """All of episode i but its frames and measurements."""
+        blob, line = self._episode(i)
+        return Content(
+            {k: blobs.read_array(blob, line[k]) for k in (*ARRAYS, *VALID) if k in line},
+            blobs.from_run_lengths(line["instruction"]),
+            values={k: line[k] for k in (*VALUES, "about") if k in line},
+        )
+
     def record(self, i: int) -> EpisodeRecord:
-        """Everything of episode i. Raises UserError if its bytes are not those written."""
-        blob, line = self._episodes[i]
+        """Everything of episode i. Raises UserError if its bytes are not those written, or if it
+        was not recorded but converted from other data."""
+        self.check(i)
+        blob, line = self._episode(i)
+        if "executed" not in line:
+            raise UserError(f"{self.folder}: episode {i} was not recorded here, but converted")
+        content, steps = self.content(i), range(self.length(i))
+        return EpisodeRecord(
+            images={c: self.frames(i, steps, c) for c in self.cameras},
+            **{name: content.arrays[name] for name in ARRAYS},
+            instruction=content.instruction,
+            privileged={k: blobs.read_array(blob, v) for k, v in line["privileged"].items()},
+            **content.values,
+        )
+
+    def check(self, i: int) -> None:
+        """Raises UserError if the bytes of episode i are not those that were written."""
+        blob, line = self._episode(i)
         if blobs.checksum(blob[line["start"] : line["end"]]) != line["crc32"]:
             raise UserError(f"{self.folder}: episode {i} (seed {line['seed']}) is damaged on disk")
-        steps = range(self.length(i))
-        return EpisodeRecord(
-            images={c: self.frames(i, steps, c) for c in self.header.cameras},
-            **{name: blobs.read_array(blob, line[name]) for name in ARRAYS},
-            instruction=blobs.from_run_lengths(line["instruction"]),
-            privileged={k: blobs.read_array(blob, v) for k, v in line["privileged"].items()},
-            **{name: line[name] for name in ("seed", "success", "draws", "meta")},
-        )
 
     def seeds(self) -> set[int]:
         """Seeds already attempted: recorded episodes and noted failures."""
-        return {line["seed"] for _, line in self._episodes} | set(self.failures)
+        known = {self._episode(i)[1]["seed"] for i in range(len(self))}
+        return (known | set(self.failures)) - {None}
 
-    def _open_shard(self, index_file: Path) -> None:
+    def _episode(self, i: int) -> tuple[memoryview, dict[str, Any]]:
+        """The blob that episode i is in, and its line."""
+        blob, text = self._shards[self._rows[i, -1]]
+        return blob, read_line(text, self._rows[i])
+
+    def _open_shard(self, index_file: Path, measures: dict[str, None]) -> list[tuple[int, ...]]:
         name = index_file.name.removesuffix(".index.jsonl")
         # The index first: what it lists is then in the blob, even while another process writes.
-        index = _read_index(index_file)
+        index = read_index(index_file)
         blob = blobs.mapped(_shard_files(self.folder, name)[0])
-        whole = [line for line in index.episodes if line["end"] <= len(blob)]
-        self._episodes += [(blob, line) for line in whole]
+        index.keep_within(len(blob))
+        if index.skipped:
+            log.warning("%s: left out %d torn or incomplete record(s)", index_file, index.skipped)
+        self.skipped += index.skipped
         self.failures |= index.failures
-        skipped = index.skipped + len(index.episodes) - len(whole)
-        if skipped:
-            log.warning("%s: left out %d torn or incomplete record(s)", index_file, skipped)
-        self.skipped += skipped
-
-
-def read_header(folder: Path) -> StoreHeader:
-    """The store's header. Raises UserError if there is none, or none that this version reads."""
-    try:
-        values = json.loads((folder / "store.json").read_text())
-        version = values.pop("version")
-        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        header = StoreHeader(**(values | lists))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{folder}: not an episode store, store.json cannot be read ({e})") from e
-    if version != VERSION:
-        raise UserError(f"{folder}: store format {version}, this selfflow reads format {VERSION}")
-    return header
-
-
-@dataclass(frozen=True)
-class _Index:
-    episodes: list[dict[str, Any]]  # as far as the index knows; the blob may be shorter
-    failures: dict[int, str]
-    skipped: int
-
-
-def _read_index(path: Path) -> _Index:
-    lines, skipped = blobs.read_lines(path)
-    episodes, failures = [], {}
-    for line in lines:
-        match line:
-            case {"kind": "episode", "end": int()}:
-                episodes.append(line)
-            case {"kind": "failure", "seed": int(seed), "reason": str(reason)}:
-                failures[seed] = reason
-            case {"kind": "cut", "blob": int(size)}:
-                kept = [e for e in episodes if e["end"] <= size]
-                skipped, episodes = skipped + len(episodes) - len(kept), kept
-            case _:
-                skipped += 1
-    return _Index(episodes, failures, skipped)
+        measures |= index.measures
+        self._shards.append((blob, index.text))
+        return [(*row, len(self._shards) - 1) for row in index.rows]
 
 
 def _shard_files(folder: Path, shard: str) -> tuple[Path, Path]:
     return folder / f"{shard}.blob", folder / f"{shard}.index.jsonl"
-
-
-def _agree_on_header(folder: Path, header: StoreHeader | None) -> StoreHeader:
-    """Writes the header into a new store, or checks that an existing one is of the same kind."""
-    if header is None or (folder / "store.json").exists():
-        found = read_header(folder)
-        if header is not None and found != header:
-            raise UserError(
-                f"{folder} holds {asdict(found)}, not {asdict(header)}; choose another folder"
-            )
-        return found
-    if header.embodiment not in EMBODIMENTS:
-        raise UserError(f"embodiment={header.embodiment}: choose one of {', '.join(EMBODIMENTS)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".store.json.{os.getpid()}"
-    partial.write_text(json.dumps({"version": VERSION} | asdict(header), indent=2) + "\n")
-    os.replace(partial, folder / "store.json")
-    return header

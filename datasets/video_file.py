@@ -86,6 +86,7 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.process = os.getpid()
         self.files: OrderedDict[str, VideoFile] = OrderedDict()
+        self.inherited: OrderedDict[str, VideoFile] | None = None
 
 
 _open = _Thread()
@@ -93,8 +94,10 @@ _open = _Thread()
 
 def open_video(path: str | Path) -> VideoFile:
     """The file, open in this thread; the OPEN ones used last stay open."""
-    if _open.process != os.getpid():  # forked: the parent's files share their position with it
-        _open.__init__()
+    if _open.process != os.getpid():
+        # Forked: the parent's files share their position with it, and the decoders' threads are
+        # not there. They are kept, for freeing a decoder waits for its threads.
+        _open.process, _open.inherited, _open.files = os.getpid(), _open.files, OrderedDict()
     key = str(path)
     files = _open.files
     if key not in files:

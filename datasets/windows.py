@@ -205,7 +205,7 @@ class _Windows:
         lengths = np.array([source.length(i) for i in range(len(source))], np.int64)
         self._ends = np.cumsum(-(-lengths // self.every))
         self.count = int(self._ends[-1])
-        self._chosen: Int64[np.ndarray, "_"] | None = None
+        self._chosen: np.ndarray | None = None
         if spec.only_with_actions:
             episodes, told = range(len(source)), Console(stderr=True, quiet=len(source) < TELL)
             note = f"{source.name}: windows with actions"

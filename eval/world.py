@@ -20,7 +20,7 @@ from selfflow.datasets.episodes import EpisodeSource
 from selfflow.datasets.normalize import denormalize_action, from_json
 from selfflow.datasets.spec import ACTION_DIM, UserError
 from selfflow.datasets.text import recorded_encoder
-from selfflow.datasets.windows import Batch, Mixture
+from selfflow.datasets.windows import Batch, Loader, Place
 from selfflow.worldmodel.batches import Reader, user_errors, window
 from selfflow.worldmodel.checkpoint import fill, load, parts_of
 from selfflow.worldmodel.codec import make_codec
@@ -79,20 +79,16 @@ def load_world(path: str | Path, name: str | None = None, device: str = "cpu") -
     return World(name or Path(path).name, given.path, model, reader, trained_on)
 
 
-class Windows(Mixture):
+class Windows(Loader):
     """Windows of one source by episode and step, instead of by chance."""
 
     def __init__(self, source: EpisodeSource, layout: Layout) -> None:
-        super().__init__([source], [1.0], window(layout), seed=0)
+        super().__init__([source], window(layout))
         self.source = source
 
     def at(self, places: Sequence[tuple[int, int]]) -> Batch:
         """The windows of these (episode, step)."""
-        self._places = iter(places)
-        return self.batch(0, len(places))
-
-    def _draw(self, rng: np.random.Generator) -> tuple[int, int, int]:
-        return (0, *next(self._places))
+        return self.load([Place(0, episode, t) for episode, t in places])
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from selfflow.configs.entry import launch
+from selfflow.datasets.augment import Augment
 from selfflow.datasets.compatibility import settle
+from selfflow.datasets.loading import prefetch
 from selfflow.datasets.normalize import Statistics, from_json, to_json
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.text import text_encoder
-from selfflow.datasets.windows import prefetch
 from selfflow.policies.head import HeadConfig, PolicyModel
 from selfflow.worldmodel import flow
 from selfflow.worldmodel.batches import (
@@ -30,6 +31,7 @@ from selfflow.worldmodel.batches import (
     codec_of,
     describe,
     embodiments,
+    epochs,
     keep_texts,
     prepare,
     readable,
@@ -64,6 +66,7 @@ class FinetuneConfig(LoopConfig):
     time_shift: float = 1.0
     terminate_weight: float = 1.0
     shift: int = 4
+    augment: Augment = field(default_factory=Augment)
     jitter: float = 0.0
     proprio_dropout: float = 0.0
     sampling_steps: int = 8
@@ -135,7 +138,8 @@ def main(config: FinetuneConfig) -> None:
     """Trains until `steps` or `minutes` are over, or a signal says stop."""
     with user_errors(), start(config) as world:
         sources, weights = open_sources(config.sources)
-        spec = window(config.layout, config.shift, only_with_actions=True)
+        changes = {"shift": config.shift, "augment": config.augment}
+        spec = window(config.layout, only_with_actions=True, **changes)
         mixture, statistics = prepare(config, sources, weights, spec)
         statistics = scaling(config, statistics)
         student, known = build(config)
@@ -147,7 +151,8 @@ def main(config: FinetuneConfig) -> None:
         with open_run(config, state, "finetune", amounts(sources)) as run:
             keep_texts(run.path, text, texts, world)
             wanted, share = range(state.step, config.steps), world.share(config.batch)
-            coming = prefetch(mixture, wanted, share, world.rank, world.size)
+            whose = (world.rank, world.size, config.workers, config.sources)
+            coming = prefetch(mixture, wanted, share, *whose)
             for step, batch in run.batches(coming):
                 for micro, part in enumerate(split(batch, config.accumulate)):
                     inputs = reader.tokens(part)
@@ -155,6 +160,7 @@ def main(config: FinetuneConfig) -> None:
                     loss = policy_loss(state.model, inputs, config, random, world.device)
                     state.backward({"loss": loss})
                 values = state.update(config.batch, batch.ids)
+                values |= epochs(mixture, state.step * config.batch)
                 run.log(config.batch, None, **values)
                 if run.due():
                     run.save(meta, to_json(statistics))

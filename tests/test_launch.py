@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from selfflow.configs.entry import FOLDER
+from selfflow.datasets.loading import prefetch
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
-from selfflow.datasets.windows import Mixture, prefetch
+from selfflow.datasets.windows import Mixture
 from selfflow.worldmodel import checkpoint, parallel, sharded
 from selfflow.worldmodel.batches import window
 from selfflow.worldmodel.errors import RunError

@@ -77,7 +77,7 @@ def test_absent_parts_are_invalid_and_masked() -> None:
         torch.tensor([[False, True, True], [False, False, False]]),
         torch.tensor([[True, True, False], [False, False, False]]),
     )
-    assert action_valid.tolist() == [[True, True, False], [False] * 3]
+    assert action_valid.tolist() == [[True] * 3, [False] * 3]  # beyond the end: no motion
     assert action[0, :, 7].tolist() == [-1, 1, 1]
     assert mask[0].tolist() == [[1.0] * 8, [0.0] * 7 + [1.0], [0.0] * 8]
     assert (mask[1] == 0).all()

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
+from selfflow.datasets.augment import shifted
 from selfflow.datasets.episodes import Signals
+from selfflow.datasets.loading import prefetch
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.text import embed, embed_batch
-from selfflow.datasets.windows import Batch, Mixture, WindowSpec, prefetch, resize, shifted
+from selfflow.datasets.windows import Batch, Mixture, WindowSpec, resize
 
 SPEC = WindowSpec(frames=(-2, 0, 4), chunk=5, height=8, width=10)
 

@@ -58,14 +58,14 @@ class Inputs:
         return Inputs(*({k: v.to(device) for k, v in part.items()} for part in parts))
 
     def all_valid(self, model: ModelConfig) -> Tensor:
-        """Bool (B, L): which tokens of the whole sequence are real."""
+        """Bool (B, L): which tokens of the whole sequence are real, not null and not beyond the
+        episode's end."""
         some = next(iter(self.tokens.values()))
-        parts = [
-            self.valid[m.name]
-            if m.name in self.valid
-            else torch.ones(len(some), m.length, dtype=torch.bool, device=some.device)
-            for m in model.modalities
-        ]
+        parts = []
+        for m in model.modalities:
+            real = torch.ones(len(some), m.length, dtype=torch.bool, device=some.device)
+            real = self.valid.get(m.name, real)
+            parts.append(real & self.mask[m.name].any(-1) if m.name in self.mask else real)
         return torch.cat(parts, 1)
 
 
@@ -102,8 +102,8 @@ class Reader:
         )
         tokens["action"], valid["action"], mask = action, action_valid, {"action": action_mask}
         if video is not None:
-            tokens["video"], valid["video"] = video, layout.video_valid(frame_valid)
-            mask["video"] = valid["video"][..., None].float()
+            tokens["video"], shown = video, layout.video_valid(frame_valid)
+            valid["video"], mask["video"] = torch.ones_like(shown), shown[..., None].float()
         for name, e in self.extra.items():
             tokens[name] = torch.from_numpy(batch.extra[e.key]) * e.scale
             valid[name] = torch.from_numpy(batch.extra_valid[e.key])
@@ -193,8 +193,7 @@ def prepare(
     for s in sources:
         print(f"data: {s.name}, {s.embodiment.name}, {len(s)} episodes, {s.skipped} skipped")
     mixture = Mixture(sources, weights, spec, config.seed)
-    for source in sources:
-        Mixture([source], [1.0], spec, config.seed).batch(0, 1)
+    mixture.try_all()
     resumed = last(Path(config.out))
     if resumed is None and config.statistics is None:
         return mixture, fit(sources)
@@ -233,16 +232,20 @@ def codec_of(layout: Layout, device: torch.device | str = "cpu") -> Codec:
     return make_codec(layout.codec, layout.height, layout.width, layout.patch, device)
 
 
-def window(layout: Layout, shift: int = 0, only_with_actions: bool = False) -> WindowSpec:
-    """The layout as the data loader's request."""
+def window(layout: Layout, **rest: Any) -> WindowSpec:
+    """The layout as the data loader's request; `rest` are WindowSpec's own fields."""
     return WindowSpec(
         layout.frame_offsets,
         layout.chunk,
         layout.height,
         layout.width,
-        shift=shift,
-        only_with_actions=only_with_actions,
+        **rest,
     )
+
+
+def epochs(mixture: Mixture, samples: int) -> dict[str, float]:
+    """How often each source has been gone through, as a line of the log has it."""
+    return {f"epoch/{name}": value for name, value in mixture.epochs(samples).items()}
 
 
 def describe(kind: str, config: LoopConfig, model: ModelConfig, reader: Reader) -> dict[str, Any]:

@@ -7,10 +7,13 @@ At control step t the context frames are those of steps t, t - stride, ... (the 
 the future frames those of t + stride, t + 2 stride, ..., and the actions of steps t .. t + K - 1.
 A codec that joins four frames into one latent frame encodes the one of step t by itself first, so
 its video target begins with that frame: 49 frames are 13 latent frames, as in the paper.
-An action token is the normalised 7-D action and `terminate` as -1 or +1. Steps before an episode's
-start or after its end have no frame and no action: such tokens are replaced by a learned null and
-take no loss (RT-1 episodes average 43 steps, so with K = 8 one window in six runs over the end).
-After a subtask's end its action dimensions take no loss, but `terminate` does.
+An action token is the normalised 7-D action and `terminate` as -1 or +1. Context frames before an
+episode's start, and whatever its data do not have, are replaced by a learned null and take no loss.
+Beyond its end the targets go on as if nothing moved any more: the last frame, and actions without
+motion that say terminate. They take no loss, but a null in their place would tell the other targets
+where the episode ends, which on RT-1 is the answer to `terminate` (its episodes average 43 steps,
+so with K = 8 one window in six runs over the end). After a subtask's end its action dimensions take
+no loss, but `terminate` does.
 
 B batch, T frames, L tokens, K actions, C channels.
 """
@@ -180,18 +183,21 @@ class Layout:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, K, 8), their validity and loss mask (float).
 
-        `actions` are normalised; those that are not valid should say "no motion".
+        `actions` are normalised; those that are not valid should say "no motion". Either all tokens
+        of a sample are valid or, where its episode has no actions, none.
         """
-        ends = torch.where(terminate, 1.0, -1.0)[..., None]
+        labelled = action_valid | terminate_valid
+        real = labelled.any(1, keepdim=True).expand(labelled.shape)
+        ends = torch.where(terminate | (real & ~labelled), 1.0, -1.0)[..., None]
         known = action_valid[..., None].expand(actions.shape)
         return (
             torch.cat([actions, ends], -1),
-            action_valid | terminate_valid,
+            real,
             torch.cat([known, terminate_valid[..., None]], -1).float(),
         )
 
     def video_valid(self, frame_valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B L"]:
-        """Of the video target's tokens: a latent frame is valid if all of its frames are."""
+        """Which of the video target's tokens take loss: all frames of the latent frame are real."""
         own = frame_valid[:, self.first_target :]
         temporal = geometry(self.codec)[1]
         if temporal > 1:

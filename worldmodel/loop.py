@@ -54,6 +54,7 @@ class LoopConfig:
     device: str = "auto"  # cpu, cuda, cuda:N, or auto: cuda where there is one
     threads: int = 0  # of torch; 0: as many as torch likes
     seed: int = 0
+    workers: int = 0  # processes that load data; 0: a thread of this one
     save_every: int = 500  # steps
     save_minutes: float = 10.0
     keep: int = 2  # checkpoints
@@ -74,7 +75,8 @@ class LoopConfig:
         for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("seed", "threads", "minutes", "save_minutes", "weight_decay", "peak_flops"):
+        amounts = ("minutes", "save_minutes", "weight_decay", "peak_flops")
+        for name in ("seed", "threads", "workers", *amounts):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.batch % self.accumulate:

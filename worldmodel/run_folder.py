@@ -27,7 +27,7 @@ Amounts = dict[str, list[int]]  # source name -> [episodes, steps]
 FREE = {
     *("steps", "minutes", "threads", "save_every", "save_minutes", "save_async", "keep", "out"),
     *("log", "log_every", "peak_flops", "accumulate", "compile", "activation_checkpointing"),
-    *("parallel", "shard_dtype", "dry_run", "mfu"),
+    *("parallel", "shard_dtype", "dry_run", "mfu", "workers"),
 }
 # keys that came after some runs had begun, where those did otherwise than the default now says
 BEFORE = {"text_dropout": 0.0}

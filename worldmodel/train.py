@@ -7,7 +7,6 @@ data=...`. Every key is explained in configs/train.yaml. Stop it as you like: th
 on, to the same losses.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import torch
 
 from selfflow.configs.entry import launch
 from selfflow.datasets.episodes import Measures
+from selfflow.datasets.loading import prefetch
 from selfflow.datasets.normalize import Statistics, to_json
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.text import text_encoder
-from selfflow.datasets.windows import WindowSpec, prefetch
+from selfflow.datasets.windows import WindowSpec
 from selfflow.worldmodel.batches import (
     LOOKED_AT,
     Reader,
@@ -27,6 +27,7 @@ from selfflow.worldmodel.batches import (
     codec_of,
     describe,
     embodiments,
+    epochs,
     keep_texts,
     prepare,
     readable,
@@ -88,7 +89,8 @@ def main(config: TrainConfig) -> None:
         with open_run(config, state, "pretrain", amounts(sources), per_step) as run:
             keep_texts(run.path, reader.text, texts, world)
             wanted, share = range(state.step, config.steps), world.share(config.batch)
-            coming = prefetch(mixture, wanted, share, world.rank, world.size)
+            whose = (world.rank, world.size, config.workers, config.sources)
+            coming = prefetch(mixture, wanted, share, *whose)
             for step, batch in run.batches(coming):
                 for micro, part in enumerate(split(batch, config.accumulate)):
                     inputs = reader.tokens(part, world.device)
@@ -96,6 +98,7 @@ def main(config: TrainConfig) -> None:
                     random = generator(config.seed, step, world.rank, micro)
                     state.backward(losses(state.model, state.average, inputs, config, random, aim))
                 values = state.update(config.batch, batch.ids)
+                values |= epochs(mixture, state.step * config.batch)
                 run.log(config.batch, tokens=config.batch * length(config.transformer), **values)
                 if run.due():
                     run.save(meta, to_json(statistics))
@@ -145,7 +148,9 @@ def request(config: TrainConfig, latents: LatentStore | None = None) -> WindowSp
     extra = {e.key: (e.length, e.channels) for e in config.extra.values()}
     every = latents.header.every if latents else 1
     pictures = latents is None or config.teacher is not None  # an external teacher sees pixels
-    return replace(window(config.layout), extra=extra, pictures=pictures, every=every)
+    return window(
+        config.layout, augment=config.augment, extra=extra, pictures=pictures, every=every
+    )
 
 
 def read_with(

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+from selfflow.datasets.augment import Augment
 from selfflow.worldmodel import flow
 from selfflow.worldmodel.layout import TEXT_CHANNELS, Extra, Layout, Weighting
 from selfflow.worldmodel.loop import LoopConfig
@@ -31,6 +32,7 @@ class TrainConfig(LoopConfig):
     model: ModelSize = field(default_factory=ModelSize)
     layout: Layout = field(default_factory=Layout)
     latents: str | None = None
+    augment: Augment = field(default_factory=Augment)
     text: str = "hash384"
     text_path: str | None = None
     extra: dict[str, Extra] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class TrainConfig(LoopConfig):
             raise ValueError(
                 "mfu must be positive, gamma not negative, projector_layers at least 1"
             )
+        if self.latents is not None and self.augment != Augment():
+            raise ValueError("augment changes pixels, latents= holds encoded ones; choose one")
         keys = [e.key for e in self.extra.values()]
         if len(set(keys)) < len(keys):
             raise ValueError(f"extra: several modalities of one key ({', '.join(keys)})")

@@ -1,0 +1,368 @@
+"""Which window comes when: each once an epoch, shares kept, the same for any number of ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfflow.datasets.augment import (
+    LUMA,
+    Augment,
+    Change,
+    changed,
+    colour_matrix,
+    coloured,
+    draw,
+    resize,
+)
+from selfflow.datasets.episodes import EpisodeSource, Signals, no_signals
+from selfflow.datasets.loading import Worker, prefetch
+from selfflow.datasets.order import Turns, key_of, permuted
+from selfflow.datasets.source import open_sources
+from selfflow.datasets.spec import EMBODIMENTS, UserError
+from selfflow.datasets.windows import Batch, Mixture, WindowSpec
+from selfflow.worldmodel.layout import Layout
+
+SPEC = WindowSpec(frames=(0, 4), chunk=5, height=16, width=16)
+
+
+class Plain:
+    """Episodes of these lengths; `bad` steps have no action."""
+
+    skipped, cameras, embodiment = 0, ("camera",), EMBODIMENTS["widowx"]
+
+    def __init__(self, name: str, lengths: list[int], bad: tuple[int, ...] = ()) -> None:
+        self.name, self.lengths, self.bad = name, lengths, bad
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def metadata(self, i: int) -> dict:
+        return {}
+
+    def length(self, i: int) -> int:
+        return self.lengths[i]
+
+    def frames(self, i: int, steps: list[int], camera: str | None = None) -> list[np.ndarray]:
+        return [np.full((16, 16, 3), t, np.uint8) for t in steps]
+
+    def signals(self, i: int) -> Signals:
+        t = self.lengths[i]
+        return replace(no_signals(["do"] * t), action_valid=~np.isin(np.arange(t), self.bad))
+
+
+def windows(source: Plain, every: int = 1, only: bool = False) -> set[tuple[str, int, int]]:
+    """All there are."""
+    return {
+        (source.name, e, t)
+        for e, length in enumerate(source.lengths)
+        for t in range(0, length, every)
+        if not (only and t in source.bad)
+    }
+
+
+def same(a: Batch, b: Batch) -> None:
+    for f in fields(Batch):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        x, y = (v if isinstance(v, dict) else {"": v} for v in (x, y))
+        assert x.keys() == y.keys()
+        for key, one in x.items():
+            np.testing.assert_array_equal(one, y[key], f.name)
+            assert getattr(one, "dtype", None) == getattr(y[key], "dtype", None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**40))
+def test_a_permutation_hits_everything_once(size: int, seed: int) -> None:
+    keys = np.full(size, key_of(seed), np.uint64)
+    assert sorted(permuted(np.arange(size), size, keys).tolist()) == list(range(size))
+
+
+def test_permutations_look_random() -> None:
+    """All 24 of four, over 2400 keys, as often as chance would have it (five deviations)."""
+    found = Counter(
+        tuple(permuted(np.arange(4), 4, np.full(4, key_of(0, e), np.uint64))) for e in range(2400)
+    )
+    assert len(found) == 24
+    assert sum((n - 100) ** 2 / 100 for n in found.values()) < 23 + 5 * np.sqrt(46)
+
+
+@settings(max_examples=20, deadline=None)
+@given(weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
+def test_every_source_has_its_share_at_any_time(weights: list[float]) -> None:
+    turns, had = Turns(weights), np.zeros(len(weights))
+    bound = 1.0 if len(weights) < 4 else 1.5
+    for i in range(200):
+        source, before = turns.at(i)
+        assert before == had[source]
+        had[source] += 1
+        assert np.abs(had - (i + 1) * np.array(weights) / sum(weights)).max() < bound
+    assert [turns.counts(200)[s] for s in range(len(weights))] == had.tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_window_once_an_epoch_across_ranks(world: int) -> None:
+    """100 windows of one source and 11 of the other, at 3 to 1: three epochs, 148 steps of 4."""
+    long, short = Plain("long", [30, 1, 69]), Plain("short", [4, 7])
+    mixture = Mixture([long, short], [3.0, 1.0], SPEC, seed=5)
+    drawn: dict[str, list] = {"long": [], "short": []}
+    for step in range(100):
+        ranks = [mixture.batch(step, 4 // world, rank, world).ids for rank in range(world)]
+        for place in (place for ids in ranks for place in ids):
+            drawn[place[0]].append(place)
+    assert (len(drawn["long"]), len(drawn["short"])) == (300, 100)
+    for source in (long, short):
+        every, got = windows(source), drawn[source.name]
+        epochs = [got[i : i + len(every)] for i in range(0, len(got), len(every))]
+        whole = [epoch for epoch in epochs if len(epoch) == len(every)]
+        assert len(whole) == {"long": 3, "short": 9}[source.name]
+        assert all(set(epoch) == every for epoch in whole)
+        assert whole[0] != whole[1]
+    assert mixture.epochs(400) == {"long": 3.0, "short": 100 / 11}
+
+
+def test_the_same_data_for_any_number_of_processes() -> None:
+    sources = [Plain("a", [40, 9]), Plain("b", [17]), Plain("c", [8])]
+    spec = replace(SPEC, shift=2, augment=Augment(crop=0.8, brightness=0.3))
+    whole = Mixture(sources, [1, 2, 0.5], spec, 3).batch(7, 8)
+    for world in (2, 4):
+        size = 8 // world
+        other = Mixture(sources, [1, 2, 0.5], spec, 3)  # which has drawn nothing before
+        parts = [other.batch(7, size, rank, world) for rank in range(world)]
+        for f in ("frames", "actions", "action_valid"):
+            joined = np.concatenate([getattr(part, f) for part in parts])
+            np.testing.assert_array_equal(joined, getattr(whole, f))
+        assert [place for part in parts for place in part.ids] == whole.ids
+    assert Mixture(sources, [1, 2, 0.5], spec, 4).batch(7, 8).ids != whole.ids
+
+
+def test_only_windows_that_are_asked_for() -> None:
+    source = Plain("a", [7, 5], bad=(0, 4))
+    spec = replace(SPEC, every=2, only_with_actions=True)
+    mixture = Mixture([source], [1.0], spec, 0)
+    wanted = windows(source, 2, only=True)
+    assert (
+        {ids for ids in mixture.batch(0, len(wanted)).ids}
+        == wanted
+        == {
+            *(("a", 0, t) for t in (2, 6)),
+            ("a", 1, 2),
+        }
+    )
+    plain = Mixture([source], [1.0], replace(SPEC, every=3), 0)
+    assert set(plain.batch(0, 5).ids) == windows(source, 3)
+
+
+def test_sources_of_the_same_name_are_told_apart() -> None:
+    mixture = Mixture([Plain("a", [5]), Plain("a", [10])], [1.0, 1.0], SPEC, 0)
+    assert mixture.epochs(20) == {"a": 2.0, "a#1": 1.0}
+
+
+def test_signals_are_kept_within_bounds() -> None:
+    """By bytes, whatever the episodes' lengths."""
+    sources = [Plain("a", [100] * 300)]
+    mixture = Mixture(sources, [1.0], SPEC, 0)
+    mixture._kept.limit = 500_000
+    for step in range(20):
+        mixture.batch(step, 20)
+    assert 0 < mixture._kept.size <= 500_000
+    assert len(mixture._kept._kept) < 60
+    assert mixture._kept.size == sum(e.size for e in mixture._kept._kept.values())
+
+
+def test_the_end_of_an_episode_does_not_show_in_the_validity_of_actions() -> None:
+    """Only the mask of the loss says where it is; beyond it, tokens say terminate."""
+    import torch
+
+    source, layout = Plain("a", [12]), Layout(16, 16, 16, future=1, chunk=5, stride=4)
+    mixture = Mixture([source], [1.0], SPEC, 0)
+    batch = mixture.batch(0, 12)
+    parts = batch.actions, batch.action_valid, batch.terminate, batch.terminate_valid
+    tokens, valid, mask = layout.action_tokens(*(torch.from_numpy(part) for part in parts))
+    assert valid.all()
+    for row, (_, _, t) in enumerate(batch.ids):
+        beyond = torch.arange(t, t + 5) >= 12
+        assert (mask[row, beyond] == 0).all()
+        assert (mask[row, ~beyond] == 1).all()
+        assert (tokens[row, beyond, 7] == 1).all()
+        assert (tokens[row, beyond, :6] == 0).all()
+        assert (tokens[row, ~beyond, 7] == -1).all()
+
+
+IMAGE = np.random.default_rng(0).integers(40, 200, (24, 30, 3)).astype(np.uint8)
+
+
+def test_without_augmentation_nothing_changes() -> None:
+    assert draw(np.random.default_rng(0), Augment()) == Change()
+    np.testing.assert_array_equal(changed([IMAGE], Change(), 12, 15)[0], resize(IMAGE, 12, 15))
+
+
+def test_frames_of_a_sample_change_alike() -> None:
+    wild = Augment(crop=0.5, brightness=0.4, contrast=0.4, saturation=0.9, hue=0.4)
+    for seed in range(20):
+        change = draw(np.random.default_rng(seed), wild, shift=2)
+        assert change.box is not None
+        left, top, right, bottom = change.box
+        assert 0 <= left < right <= 1
+        assert 0 <= top < bottom <= 1
+        assert (right - left) * (bottom - top) > 0.45
+        first, second = changed([IMAGE, IMAGE], change, 12, 15)
+        np.testing.assert_array_equal(first, second)
+        assert np.abs(first.astype(int) - resize(IMAGE, 12, 15)).max() > 3
+
+
+def test_a_crop_is_that_part_of_the_picture() -> None:
+    rows = np.repeat(np.arange(0, 200, 2, dtype=np.uint8), 3).reshape(100, 1, 3)
+    ramp = np.tile(rows, (1, 100, 1))
+    part = resize(ramp, 50, 100, (0.0, 0.5, 1.0, 1.0))
+    np.testing.assert_allclose(part[1:-1, 5, 0], 100 + 2 * np.arange(1, 49), atol=1)
+    assert part[0, 0, 0] >= 98
+
+
+def test_colours_by_hand() -> None:
+    grey = np.full((1, 4, 4, 3), 100, np.uint8)
+    pixels = IMAGE[None]
+
+    def through(images: np.ndarray, *colour: float) -> np.ndarray:
+        mean = float(images.mean((0, 1, 2)) @ LUMA)
+        return coloured(images, colour_matrix(tuple(map(float, colour)), mean)).astype(float)
+
+    np.testing.assert_allclose(through(grey, 1.2, 1, 1, 0), 120, atol=1)
+    np.testing.assert_allclose(through(grey, 1, 0.5, 1, 0), 100, atol=1)  # its own mean
+    np.testing.assert_allclose(through(grey, 1, 1, 0.3, 2.0), 100, atol=1)  # grey stays grey
+    np.testing.assert_allclose(
+        through(pixels, 1, 0.5, 1, 0), 0.5 * pixels + 0.5 * (pixels.mean((0, 1, 2)) @ LUMA), atol=1
+    )
+    dull = through(pixels, 1, 1, 0, 0)
+    np.testing.assert_allclose(dull, (pixels @ LUMA)[..., None].repeat(3, -1), atol=1)
+    np.testing.assert_allclose(through(pixels, 1, 1, 1, 2 * np.pi), pixels, atol=1)
+    red = np.tile(np.array([180, 90, 90], np.uint8), (1, 4, 4, 1))
+    turned = through(red, 1, 1, 1, 2 * np.pi / 3)[0, 0, 0]
+    assert turned.argmax() != 0
+    assert turned @ LUMA == pytest.approx(red[0, 0, 0] @ LUMA, abs=1.5)
+
+
+@pytest.mark.parametrize("wrong", [{"crop": 0.0}, {"crop": 1.2}, {"hue": 0.6}, {"contrast": -0.1}])
+def test_impossible_augmentation_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"augment.{next(iter(wrong))}"):
+        Augment(**wrong)
+
+
+def test_augmentation_is_drawn_by_the_samples_number() -> None:
+    spec = replace(SPEC, augment=Augment(brightness=0.9))
+    mixture = Mixture([Plain("a", [3])], [1.0], spec, 0)
+    epoch = [mixture.batch(step, 1).frames for step in range(6)]
+    again = Mixture([Plain("a", [3])], [1.0], spec, 0).batch(4, 1).frames
+    np.testing.assert_array_equal(epoch[4], again)
+    assert len({frames.tobytes() for frames in epoch}) > 3  # each window comes twice
+
+
+def test_workers_give_the_same_batches_in_order(store: Path) -> None:
+    data = [f"{store}@2", str(store)]
+    sources, weights = open_sources(data)
+    extra = {"drawers": (5, 3), "nothing": (1, 2)}
+    spec = replace(SPEC, shift=1, augment=Augment(crop=0.8), extra=extra)
+    mixture = Mixture(sources, weights, spec, 1)
+    plain = list(prefetch(mixture, range(3, 9), 4, 1, 2))
+    for found, expected in zip(
+        prefetch(mixture, range(3, 9), 4, 1, 2, workers=2, data=data), plain, strict=True
+    ):
+        same(found, expected)
+
+
+def test_a_workers_errors_come_where_their_batch_would(store: Path) -> None:
+    sources, weights = open_sources([str(store)])
+    mixture = Mixture(sources, weights, SPEC, 0)
+    coming = prefetch(mixture, range(4), 2, workers=1, data=[str(store), str(store)])
+    with pytest.raises(UserError, match="changed while training"):
+        next(coming)
+    with Worker(mixture, [str(store)]) as worker:
+        worker.ask(mixture.places(0, 2))
+        same(worker.take(), mixture.batch(0, 2))
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.ask(mixture.places(1, 2))
+        with pytest.raises(RuntimeError, match="ended with status -9"):
+            worker.take()
+
+
+def alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_workers_end_with_the_run_however_it_ends(store: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            from selfflow.datasets.loading import Worker
+            from selfflow.datasets.source import open_sources
+            from selfflow.datasets.windows import Mixture, WindowSpec
+            import time
+            sources, weights = open_sources([{str(store)!r}])
+            mixture = Mixture(sources, weights, WindowSpec((0,), 1, 16, 16), 0)
+            worker = Worker(mixture, [{str(store)!r}])
+            worker.ask(mixture.places(0, 2)), worker.take()
+            print(worker.pid, flush=True)
+            time.sleep(60)
+        """)
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        assert alive(pid)
+        run.kill()
+    for _ in count():
+        if not alive(pid):
+            break
+        time.sleep(0.05)
+
+
+MEMORY = """
+    import sys
+    from selfflow.datasets.loading import prefetch
+    from selfflow.datasets.source import open_sources
+    from selfflow.datasets.windows import Mixture, WindowSpec
+
+    def anonymous():
+        lines = open("/proc/self/status").read().splitlines()
+        return next(int(l.split()[1]) / 1024 for l in lines if l.startswith("RssAnon"))
+
+    data = sys.argv[1:]
+    sources, weights = open_sources(data)
+    mixture = Mixture(sources, weights, WindowSpec((0, 4), 8, 64, 80), 0)
+    for step, batch in enumerate(prefetch(mixture, range(20_000 // 32), 32)):
+        if step % 125 == 124:
+            print(step, anonymous(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_20_000_windows(tmp_path: Path) -> None:
+    """RssAnon in MB of a process that only loads, from a data set whose signals, all together,
+    would take more than what is kept of them."""
+    from selfflow.datasets.synthetic import write_fractal
+
+    place = write_fractal(tmp_path, episodes=60, steps=100, shards=4)
+    script = tmp_path / "load.py"
+    script.write_text(textwrap.dedent(MEMORY))
+    command = [sys.executable, "-W", "ignore::ResourceWarning", str(script), str(place)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    values = [float(line.split()[1]) for line in told.splitlines()]
+    assert len(values) == 5
+    assert max(values) <= 600
+    assert max(values) - values[0] < 20, values
+
+
+def test_plain_is_a_source() -> None:
+    assert isinstance(Plain("a", [1]), EpisodeSource)
