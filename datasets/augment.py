@@ -5,7 +5,6 @@ them; evaluation loads pictures as they are.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -91,14 +90,13 @@ def resize(
     return np.array(picture.resize((width, height), Image.Resampling.BOX))
 
 
-def changed(
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], change: Change, height: int, width: int
-) -> UInt8[np.ndarray, "F {height} {width} 3"]:
-    """The frames of a sample, cut, shrunk, coloured and shifted."""
-    small = np.stack([resize(image, height, width, change.box) for image in images])
+def apply(change: Change, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
+    """Colours and shifts the frames of a sample in place; they were cut by `resize`."""
     if change.colour is not None:
-        small = coloured(small, colour_matrix(change.colour, float(small.mean((0, 1, 2)) @ LUMA)))
-    return shifted(small, *change.shift)
+        grey = float(frames.mean((0, 1, 2)) @ LUMA)
+        frames[:] = coloured(frames, colour_matrix(change.colour, grey))
+    if change.shift != (0, 0):
+        frames[:] = shifted(frames, *change.shift)
 
 
 def colour_matrix(

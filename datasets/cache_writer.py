@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.queues import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,7 +74,7 @@ def partition(lengths: Sequence[int], size: int, workers: int) -> tuple[tuple[in
     ends = np.cumsum(lengths)
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count) + 1
     bounds = np.unique([0, *cuts, len(lengths)]).tolist()
-    return tuple(zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(pairwise(bounds))
 
 
 def write_cache(job: Job, workers: int, advance: Callable[[int], None]) -> None:
@@ -105,6 +106,7 @@ def write_cache(job: Job, workers: int, advance: Callable[[int], None]) -> None:
             shown = done.value
             _check(processes, errors)
         advance(done.value - shown)
+        _check(processes, errors)
     finally:
         for process in processes:
             if process.is_alive():

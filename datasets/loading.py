@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
@@ -41,7 +41,7 @@ def prefetch(
     world: int = 1,
     workers: int = 0,
     data: Sequence[str] = (),
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of these training steps, in order; coming ones load while one is in use.
 
     Workers open `data` anew, the entries that the mixture's sources were opened from. An error

@@ -12,6 +12,7 @@ epoch is a permutation of its own of all N, so that a window comes once an epoch
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -22,7 +23,7 @@ ROUNDS = 8  # of the Feistel network
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 SALTS = [np.uint64(number * GOLDEN % 2**64) for number in range(1, ROUNDS + 1)]
 # A source's number, or (share of the first in 1 / 2**BITS, first, second).
-Node = int | tuple[int, "Node", "Node"]
+Node = int | tuple[int, Any, Any]
 
 
 class Turns:

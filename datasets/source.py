@@ -7,6 +7,7 @@
     path::my_robot.yaml@0.5      both
     hf://owner/name              a dataset of the Hugging Face hub (hub.py)
     path?split:val?skip_corrupt  options of the format (with_options)
+    path?camera:wrist            another camera than the first, or a part of the pictures (view.py)
     gs://bucket/name?shards:8    RLDS elsewhere (remote.py)
 
 What a source offers: episodes.py. A format is one file: store.py, rlds.py, lerobot.py, hdf5.py,
@@ -30,6 +31,7 @@ from selfflow.datasets.rlds_writer import written_spec
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.store import EpisodeStore
 from selfflow.datasets.video import VideoClip, is_mp4
+from selfflow.datasets.view import View
 
 __all__ = ["EpisodeSource", "Signals", "open_source", "open_sources"]
 
@@ -61,13 +63,16 @@ def open_source(path: str, spec: DatasetSpec | None = None) -> EpisodeSource:
     if path.startswith(PREFIX):
         return _open(download(path), path, spec, {})
     bare, options = with_options(path)
+    seen = {key: options.pop(key) for key in ("camera", "crop") if key in options}
     if is_url(bare):
         wanted = {key: options[key] for key in ("split", "shards") if key in options}
-        return _open_rlds(fetch(bare, **wanted), spec, options)
-    place = Path(bare).expanduser()
-    if not place.exists():
-        raise UserError(f"data={path}: no such path; give {RECOGNISED}")
-    return _open(place, path, spec, options)
+        source: EpisodeSource = _open_rlds(fetch(bare, **wanted), spec, options)
+    else:
+        place = Path(bare).expanduser()
+        if not place.exists():
+            raise UserError(f"data={path}: no such path; give {RECOGNISED}")
+        source = _open(place, path, spec, options)
+    return View(source, **seen) if seen else source
 
 
 def open_sources(specs: Sequence[str]) -> tuple[list[EpisodeSource], list[float]]:
@@ -117,12 +122,12 @@ def with_options(path: str) -> tuple[str, dict[str, Any]]:
         name, _, value = text.partition(":")
         if text in ("check_crc", "skip_corrupt"):
             options[text] = True
-        elif name == "split" and value:
+        elif name in ("split", "camera", "crop") and value:
             options[name] = value
         elif name == "shards" and value.isdecimal() and int(value) > 0:
             options[name] = int(value)
         else:
-            choices = "split:NAME, shards:N, check_crc, skip_corrupt"
+            choices = "split:NAME, shards:N, camera:NAME, crop:L-T-R-B, check_crc, skip_corrupt"
             raise UserError(f"data={path}: no option {text!r}; there are {choices}")
     return place.rstrip("/"), options
 

@@ -128,7 +128,7 @@ class StoreWriter:
                 f"{index}: another process is writing this shard; choose another shard name"
             ) from None
         self._blob = os.open(blob, mode, 0o644)
-        self._void_lost_episodes(index)
+        self.held = self._look_back(index)  # episodes and failures that the shard holds
 
     def append(self, record: EpisodeRecord) -> None:
         """Writes one episode; it is on the disk when this returns."""
@@ -191,11 +191,14 @@ class StoreWriter:
         blobs.write_all(self._index, ("\n" * torn + text + "\n").encode())
         os.fsync(self._index)
 
-    def _void_lost_episodes(self, index: Path) -> None:
-        """If the blob lost its end, says so in the index before new bytes take that place."""
-        size = os.fstat(self._blob).st_size
-        if any(row[END] > size for row in read_index(index).rows):
+    def _look_back(self, path: Path) -> int:
+        """How much is there. If the blob lost its end, says so in the index before new bytes take
+        that place."""
+        size, index = os.fstat(self._blob).st_size, read_index(path)
+        if any(row[END] > size for row in index.rows):
             self._append_line(blobs.to_json({"kind": "cut", "blob": size}))
+            index.keep_within(size)
+        return len(index.rows) + len(index.failures)
 
 
 class EpisodeStore:
@@ -214,6 +217,7 @@ class EpisodeStore:
         self.skipped = 0
         self.failures: dict[int, str] = {}
         self._shards: list[tuple[memoryview, memoryview]] = []  # blob, index
+        self._names: list[str] = []
         rows, measures = [], {}
         for index in sorted(self.folder.glob("*.index.jsonl")):
             rows += self._open_shard(index, measures)
@@ -233,7 +237,10 @@ class EpisodeStore:
         """Frames of episode i at these steps, as they are stored; raw ones are read-only."""
         blob, line = self._episode(i)
         camera = check_camera(camera, self.cameras, str(self.folder))
-        return blobs.read_frames(blob, line["images"][camera], steps)
+        try:
+            return blobs.read_frames(blob, line["images"][camera], steps)
+        except ValueError as e:
+            raise UserError(f"{self.folder}: a frame of episode {i} cannot be decoded ({e})") from e
 
     def encoded(
         self, i: int, steps: Sequence[int], camera: str | None = None
@@ -286,8 +293,9 @@ class EpisodeStore:
     def record(self, i: int) -> EpisodeRecord:
         """Everything of episode i. Raises UserError if its bytes are not those written, or if it
         was not recorded but converted from other data."""
-        self.check(i)
         blob, line = self._episode(i)
+        if not self.intact(i):
+            raise UserError(f"{self.folder}: episode {i} (seed {line['seed']}) is damaged on disk")
         if "executed" not in line:
             raise UserError(f"{self.folder}: episode {i} was not recorded here, but converted")
         content, steps = self.content(i), range(self.length(i))
@@ -299,11 +307,14 @@ class EpisodeStore:
             **content.values,
         )
 
-    def check(self, i: int) -> None:
-        """Raises UserError if the bytes of episode i are not those that were written."""
+    def intact(self, i: int) -> bool:
+        """Whether the bytes of episode i are those that were written."""
         blob, line = self._episode(i)
-        if blobs.checksum(blob[line["start"] : line["end"]]) != line["crc32"]:
-            raise UserError(f"{self.folder}: episode {i} (seed {line['seed']}) is damaged on disk")
+        return blobs.checksum(blob[line["start"] : line["end"]]) == line["crc32"]
+
+    def shard(self, i: int) -> str:
+        """The name of the file that episode i is in."""
+        return f"{self._names[self._rows[i, -1]]}.blob"
 
     def seeds(self) -> set[int]:
         """Seeds already attempted: recorded episodes and noted failures."""
@@ -327,6 +338,7 @@ class EpisodeStore:
         self.failures |= index.failures
         measures |= index.measures
         self._shards.append((blob, index.text))
+        self._names.append(name)
         return [(*row, len(self._shards) - 1) for row in index.rows]
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from selfflow.datasets.augment import Augment, Change, changed, draw, resize
+from selfflow.datasets.augment import Augment, Change, apply, draw, resize
 from selfflow.datasets.episodes import EpisodeSource, Measures, Signals
 from selfflow.datasets.order import Turns, key_of, permuted
 from selfflow.datasets.spec import ACTION_DIM, GRIPPER, UserError
@@ -104,19 +104,22 @@ class Loader:
 
     def load(self, places: Sequence[Place]) -> Batch:
         """The samples at these places, in order."""
-        samples = [self._sample(place) for place in places]
-        return Batch(*(_joined(column) for column in zip(*samples, strict=True)))
+        spec = self.spec
+        size = (spec.height, spec.width) if spec.pictures else (1, 1)
+        frames = np.zeros((len(places), len(spec.frames), *size, 3), np.uint8)
+        samples = [self._sample(*each) for each in zip(places, frames, strict=True)]
+        return Batch(frames, *(_joined(column) for column in zip(*samples, strict=True)))
 
-    def _sample(self, place: Place) -> tuple:
-        """One sample, in the order of Batch's fields."""
+    def _sample(self, place: Place, frames: UInt8[np.ndarray, "F H W 3"]) -> tuple:
+        """Fills the frames; returns the rest of a sample, in the order of Batch's fields."""
         number, index, t, _ = place
         source, spec = self.sources[number], self.spec
         episode = self._kept.get(number, index, source)
         wanted = t + np.array(spec.frames)
-        steps, inverse = np.unique(wanted.clip(0, episode.steps - 1), return_inverse=True)
+        if spec.pictures:
+            self._show(place, wanted.clip(0, episode.steps - 1), frames)
         extra = {k: _rows(source, index, t, k, *shape) for k, shape in spec.extra.items()}
         return (
-            self._images(place, steps.tolist())[inverse],
             (wanted >= 0) & (wanted < episode.steps),
             episode.proprio[t],
             episode.proprio_valid[t],
@@ -128,16 +131,18 @@ class Loader:
             {k: valid for k, (_, valid) in extra.items()},
         )
 
-    def _images(self, place: Place, steps: list[int]) -> UInt8[np.ndarray, "F H W 3"]:
-        spec = self.spec
-        if not spec.pictures:
-            return np.zeros((len(steps), 1, 1, 3), np.uint8)
-        change = UNCHANGED
+    def _show(self, place: Place, steps: np.ndarray, out: UInt8[np.ndarray, "F H W 3"]) -> None:
+        """Writes the frames of these steps, changed as was drawn for the sample."""
+        spec, change = self.spec, UNCHANGED
         if place.number is not None and (spec.shift or spec.augment != Augment()):
             rng = np.random.default_rng([self.seed, place.number])
             change = draw(rng, spec.augment, spec.shift)
-        images = self.sources[place.source].frames(place.episode, steps)
-        return changed(images, change, spec.height, spec.width)
+        once, which = np.unique(steps, return_inverse=True)
+        images = self.sources[place.source].frames(place.episode, once.tolist())
+        small = [resize(image, spec.height, spec.width, change.box) for image in images]
+        for k, number in enumerate(which.tolist()):
+            out[k] = small[number]
+        apply(change, out)
 
 
 class Mixture(Loader):

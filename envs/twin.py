@@ -1,10 +1,9 @@
-"""The embedded MuJoCo twin behind the Simulator protocol of selfflow.envs.base.
+"""The embedded MuJoCo twin: the Google robot at a cabinet or at a table, as a gymnasium.Env.
 
     env = make_mujoco(task_named("open_drawer_place"))          # a gymnasium.Env
     observation, info = env.reset(seed=0)
 
-The arm follows SIMPLER's rule: the commanded tool pose goes through inverse kinematics and a
-jerk-limited joint path that starts where the last one was cut; without a solution the arm holds.
+The robot is in envs/twin_robot.py, the scenes in envs/twin_scene.py.
 """
 
 # mujoco's names live in binary modules without stubs.
@@ -13,135 +12,64 @@ jerk-limited joint path that starts where the last one was cut; without a soluti
 import mujoco
 import numpy as np
 
-from selfflow.datasets.rotations import canonical, compose, from_axis_angle, inverse, rotate
-from selfflow.datasets.spec import EMBODIMENTS, Task
+from selfflow.datasets.rotations import from_axis_angle, rotate
+from selfflow.datasets.spec import Task, UserError
 from selfflow.envs import twin_scene as scene
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.table_tasks import MODELS, TABLE_RULES, Placed, objects
 from selfflow.envs.tasks import DRAWERS
-from selfflow.envs.trajectory import JerkLimited
-from selfflow.envs.twin_render import Renderer, asked_renderer, make_renderer
+from selfflow.envs.twin_objects import COKE_THINGS, NEAR_THINGS
+from selfflow.envs.twin_random import Randomise, level
+from selfflow.envs.twin_render import asked_renderer
+from selfflow.envs.twin_robot import FINGERS, TwinRobot
+from selfflow.envs.twin_room import ROOMS
+from selfflow.envs.twin_scene import HANDLES, TABLE_LOOK, TABLE_TOP, Look
 
-IK_STEPS, IK_DAMPING, IK_REST, IK_STRIDE = 60, 1e-4, 0.05, 0.3  # the stride in rad per joint
-IK_POSITION, IK_ROTATION = 1e-3, 5e-3  # accepted residual, m and rad
+TOUCH = 1e-6  # N
+CALM = 1e-3  # m/s and, by ten, rad/s: a thing has come to rest
 
 
-class TwinScene:
-    """The Google robot at the cabinet, in MuJoCo. One model and one renderer for all episodes."""
+class CabinetTwin(TwinRobot):
+    """Three drawers, and with `apple` an apple on top."""
 
-    backend = "mujoco"
-    embodiment = EMBODIMENTS["google_robot"]
-
-    def __init__(self, image_size: tuple[int, int] = (128, 160), apple: bool = True) -> None:
-        self.image_shapes = {"overhead_camera": image_size}
+    def __init__(
+        self,
+        size: tuple[int, int],
+        apple: bool,
+        randomise: Randomise,
+        look: Look,
+        handles: str,
+    ) -> None:
+        super().__init__(scene.build(*size, look, handles), size, randomise)
         self._has_apple = apple
-        self.model = scene.build(*image_size)
-        self.data, self._ik_data = mujoco.MjData(self.model), mujoco.MjData(self.model)
-        self._renderer: Renderer | None = None  # opened with the first picture
-        model = self.model
-        self._qpos = np.array([model.joint(n).qposadr[0] for n in scene.ARM_JOINTS])
-        self._dofs = np.array([model.joint(n).dofadr[0] for n in scene.ARM_JOINTS])
-        self._fingers = np.array(
-            [model.joint(n).qposadr[0] for n in ("finger_right", "finger_left")]
-        )
-        self._drawers = np.array([model.joint(f"drawer_{d}").qposadr[0] for d in DRAWERS])
-        self._apple = model.joint("apple").qposadr[0]
-        self._tcp = model.site("tcp").id
-        self._arm_path = JerkLimited(
-            len(scene.ARM_JOINTS), velocity=1.5, acceleration=2.0, jerk=50.0
-        )
-        # SIMPLER's finger limits (1.0, 7, 50 rad over a 1.31 rad stroke), as openings per second.
-        self._finger_path = JerkLimited(1, velocity=1 / 1.31, acceleration=7 / 1.31, jerk=50 / 1.31)
-        self._times = (np.arange(scene.SUBSTEPS) + 1) * scene.TIMESTEP
+        self._drawers = np.array([self.model.joint(f"drawer_{d}").qposadr[0] for d in DRAWERS])
+        self._apple = self.model.joint("apple").qposadr[0]
 
-    def reset(self, placement: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
-        data = self.data
-        mujoco.mj_resetData(self.model, data)
-        yaw = placement["robot_yaw"]
-        data.mocap_pos[0] = placement["robot_x"], placement["robot_y"], scene.BASE_HEIGHT
-        data.mocap_quat[0] = compose(from_axis_angle([0, 0, yaw]), [0, 0, 0, 1])
-        data.qpos[self._qpos] = scene.HOME
-        data.qpos[self._drawers] = [placement[f"drawer_{d}"] for d in DRAWERS]
+    def _place(self, placement: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
+        qpos = self.data.qpos
+        qpos[self._drawers] = [placement[f"drawer_{d}"] for d in DRAWERS]
         turn = float(rng.uniform(-np.pi, np.pi))
         x, y = (placement["apple_x"], placement["apple_y"]) if self._has_apple else (-3.0, 0.0)
-        z = 0.882 + 0.93 * scene.APPLE_RADIUS + 0.001 if self._has_apple else 0.06
-        data.qpos[self._apple : self._apple + 7] = [x, y, z, *from_axis_angle([0, 0, turn])]
-        self._arm_path.reset(scene.HOME)
-        self._finger_path.reset(np.ones(1))
-        self._drive(scene.HOME, 1.0)
-        mujoco.mj_step(self.model, data, nstep=60)
+        z = TABLE_TOP + 0.93 * scene.APPLE_RADIUS + 0.001 if self._has_apple else 0.06
+        qpos[self._apple : self._apple + 7] = [x, y, z, *from_axis_angle([0, 0, turn])]
         return {"apple_turn": turn}
 
-    def step(self, position: np.ndarray, quaternion: np.ndarray, opening: float) -> bool:
-        start = self.data.qpos[self._qpos].copy()
-        solution = self._solve(position, quaternion, start)
-        arm, _ = self._arm_path.plan(start if solution is None else solution, self._times)
-        fingers, _ = self._finger_path.plan(np.array([opening]), self._times)
-        for joints, finger in zip(arm, fingers[:, 0], strict=True):
-            self._drive(joints, finger)
-            mujoco.mj_step(self.model, self.data)
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
-        return solution is not None
-
-    def proprio(self) -> np.ndarray:
-        base_p, base_q = self.data.mocap_pos[0], self.data.mocap_quat[0]
-        p = rotate(inverse(base_q), self.data.site_xpos[self._tcp] - base_p)
-        q = canonical(compose(inverse(base_q), self._tool_quaternion()))
-        opening = 1 - self.data.qpos[self._fingers].mean() / scene.FINGER_TRAVEL
-        return np.array([*p, *q, np.clip(opening, 0, 1)], np.float32)
-
-    def render(self) -> dict[str, np.ndarray]:
-        if self._renderer is None:
-            self._renderer = make_renderer(self.model, *self.image_shapes["overhead_camera"])
-        renderer = self._renderer
-        return {name: renderer.render(self.data, name) for name in self.image_shapes}
+    def _settle(self) -> None:
+        mujoco.mj_step(self.model, self.data, nstep=60)
 
     def privileged(self) -> dict[str, np.ndarray]:
         d = self.data
         touching = self._contacts()
         grasped = all(("apple", f"{f}_tip") in touching or ("apple", f"{f}_bar") in touching
-                      for f in ("finger_right", "finger_left"))  # fmt: skip
+                      for f in FINGERS)  # fmt: skip
         state = {
             "drawers": d.qpos[self._drawers],
             "apple": d.qpos[self._apple : self._apple + 7] if self._has_apple else np.zeros(7),
-            "tool": [*d.site_xpos[self._tcp], *canonical(self._tool_quaternion())],
-            "base": [*d.mocap_pos[0], *canonical(d.mocap_quat[0])],
+            **self._robot_state(),
             "apple_grasped": [grasped],
             "apple_on_drawer_floor": [("apple", "floor_top") in touching],
         }
         return {name: np.array(value, np.float32) for name, value in state.items()}
-
-    def camera_info(self) -> dict[str, dict[str, np.ndarray]]:
-        info = {}
-        base_p, base_q = self.data.mocap_pos[0], self.data.mocap_quat[0]
-        for name, (height, width) in self.image_shapes.items():
-            camera = self.model.camera(name).id
-            f = height / 2 / np.tan(np.radians(self.model.cam_fovy[camera]) / 2)
-            q = np.zeros(4)
-            mujoco.mju_mat2Quat(q, self.data.cam_xmat[camera])
-            optical = compose(q, [0, 1, 0, 0])  # MuJoCo looks along -z with y up
-            p = rotate(inverse(base_q), self.data.cam_xpos[camera] - base_p)
-            info[name] = {
-                "intrinsics": np.array(
-                    [[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32
-                ),
-                "pose": np.array([*p, *canonical(compose(inverse(base_q), optical))], np.float32),
-            }
-        return info
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
-    def _drive(self, joints: np.ndarray, opening: float) -> None:
-        self.data.ctrl[: len(joints)] = joints
-        self.data.ctrl[len(joints) :] = (1 - opening) * scene.FINGER_TRAVEL
-
-    def _tool_quaternion(self) -> np.ndarray:
-        q = np.zeros(4)
-        mujoco.mju_mat2Quat(q, self.data.site_xmat[self._tcp])
-        return q
 
     def _contacts(self) -> set[tuple[str, str]]:
         names = set()
@@ -151,35 +79,69 @@ class TwinScene:
                 names |= {(a, b), (b, a)}
         return names
 
-    def _solve(
-        self, position: np.ndarray, quaternion: np.ndarray, start: np.ndarray
-    ) -> np.ndarray | None:
-        """Joints for a base-frame tool pose by damped least squares; None if it fails."""
-        data, model = self._ik_data, self.model
-        base_p, base_q = self.data.mocap_pos[0], self.data.mocap_quat[0]
-        goal_p, goal_q = base_p + rotate(base_q, position), compose(base_q, quaternion)
-        data.mocap_pos[:], data.mocap_quat[:] = self.data.mocap_pos, self.data.mocap_quat
-        q, now, error = start.copy(), np.zeros(4), np.zeros(6)
-        jacobian = np.zeros((6, model.nv))
-        for _ in range(IK_STEPS):
-            data.qpos[self._qpos] = q
-            mujoco.mj_kinematics(model, data)
-            mujoco.mj_comPos(model, data)
-            error[:3] = goal_p - data.site_xpos[self._tcp]
-            mujoco.mju_mat2Quat(now, data.site_xmat[self._tcp])
-            mujoco.mju_subQuat(error[3:], goal_q, now)
-            error[3:] = rotate(now, error[3:])  # subQuat is in the tool's frame
-            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._tcp)
-            j = jacobian[:, self._dofs]
-            jj = j @ j.T + IK_DAMPING * np.eye(6)
-            if np.linalg.norm(error[:3]) < IK_POSITION and np.linalg.norm(error[3:]) < IK_ROTATION:
-                return q
-            rest = IK_REST * (scene.HOME - q)
-            dq = j.T @ np.linalg.solve(jj, error) + rest - j.T @ np.linalg.solve(jj, j @ rest)
-            q = q + np.clip(
-                dq, -IK_STRIDE, IK_STRIDE
-            )  # no limits, as SIMPLER's: the joint stops it
-        return None
+
+class TableTwin(TwinRobot):
+    """A table with a coke can, or with move near's three things."""
+
+    def __init__(
+        self, size: tuple[int, int], task: Task, randomise: Randomise, look: Look
+    ) -> None:
+        things = NEAR_THINGS if task.name == "move_near" else COKE_THINGS
+        super().__init__(scene.build_table(*size, things, look), size, randomise)
+        self._task = task
+        self._robot = self.model.body("base").id
+        self._finger_bodies = [self.model.body(name).id for name in FINGERS]
+
+    def _place(self, placement: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
+        placed = objects(self._task, placement)
+        self._bodies = [self._put(thing) for thing in placed]
+        self._radii = [thing.radius for thing in placed]
+        return {}
+
+    def _put(self, thing: Placed) -> int:
+        """Takes the thing out of its parking place and sets it just above the table."""
+        model = self.model
+        body = model.body(thing.model)
+        geoms = slice(body.geomadr[0], body.geomadr[0] + body.geomnum[0])
+        solid = model.geom_rgba[geoms, 3] == 0  # what is seen never collides
+        model.geom_contype[geoms][solid], model.geom_conaffinity[geoms][solid] = 1, 3
+        model.body_contype[body.id], model.body_conaffinity[body.id] = 1, 3  # what its geoms have
+        model.body_gravcomp[body.id] = 0
+        corners = np.array(MODELS[thing.model].box) * (np.indices((2, 2, 2)).reshape(3, -1).T - 0.5)
+        lowest = min(rotate(list(thing.turn), corner)[2] for corner in corners)
+        start = model.joint(thing.model).qposadr[0]
+        self.data.qpos[start : start + 7] = [*thing.xy, TABLE_TOP - lowest + 0.001, *thing.turn]
+        return body.id
+
+    def _settle(self) -> None:
+        """Until the things lie still, for a second at most."""
+        for _ in range(8):
+            mujoco.mj_step(self.model, self.data, nstep=60)
+            speed = np.abs(self.data.cvel[self._bodies])  # angular first
+            if max(speed[:, :3].max() / 10, speed[:, 3:].max()) < CALM:
+                break
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        first = self._bodies[0]
+        touching = self._touching(first)
+        state = self._robot_state() | {
+            "objects": [[*self.data.xpos[b], *self.data.xquat[b]] for b in self._bodies],
+            "radii": self._radii,
+            "grasped": [all(finger in touching for finger in self._finger_bodies)],
+            "touches": [any(self.model.body_rootid[b] != self._robot for b in touching)],
+        }
+        return {name: np.array(value, np.float32) for name, value in state.items()}
+
+    def _touching(self, body: int) -> set[int]:
+        """The bodies that press on it."""
+        found, force = set(), np.zeros(6)
+        for i, contact in enumerate(self.data.contact[: self.data.ncon]):
+            pair = self.model.geom_bodyid[contact.geom].tolist()
+            if body in pair:
+                mujoco.mj_contactForce(self.model, self.data, i, force)
+                if np.linalg.norm(force[:3]) > TOUCH:
+                    found |= set(pair) - {body}
+        return found
 
 
 def make_mujoco(
@@ -187,9 +149,26 @@ def make_mujoco(
     placement: str = "mild",
     image_size: tuple[int, int] = (128, 160),
     pictures: bool = True,
+    randomise: str | Randomise = "none",
+    handles: str = "visual",
+    look: Look | None = None,
 ) -> RobotEnv:
     """The twin as a gymnasium environment for one of the tasks it has rules for. OpenGL is opened
-    with the first picture, so that a process which draws none may be forked."""
+    with the first picture, so that a process which draws none may be forked.
+
+    randomise: a name of twin_random.LEVELS, or the ranges themselves. handles: `visual`, as
+    SIMPLER's, or `collide`. look: None is the drawers' plain room, the tables' office. Raises
+    UserError.
+    """
     asked_renderer()  # a wrong choice is told now
-    twin = TwinScene(image_size, apple=task.name == "open_drawer_place")
+    ranges = level(randomise)
+    if handles not in HANDLES:
+        raise UserError(f"handles={handles}: choose one of {', '.join(HANDLES)}")
+    if look is not None and look.room not in ROOMS:
+        raise UserError(f"look.room={look.room}: choose one of {', '.join(ROOMS)}")
+    if task.name in TABLE_RULES:
+        twin = TableTwin(image_size, task, ranges, look or TABLE_LOOK)
+    else:
+        apple = task.name == "open_drawer_place"
+        twin = CabinetTwin(image_size, apple, ranges, look or Look(), handles)
     return RobotEnv(twin, task, placement, pictures)

@@ -94,13 +94,6 @@ class RayRenderer:
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int) -> None:
         self._model, self._height, self._width = model, height, width
-        matid = model.geom_matid
-        colours = model.geom_rgba.copy()
-        textured = {"wood": (0.72, 0.55, 0.38), "tiles": (0.48, 0.48, 0.47)}
-        for name, rgb in textured.items():
-            colours[matid == model.material(name).id, :3] = rgb
-        self._colours = np.vstack([colours[:, :3], self.SKY])  # geom -1 is the sky
-
     def render(self, data: mujoco.MjData, camera: str) -> Frame:
         cam = self._model.camera(camera).id
         origin, turn = data.cam_xpos[cam].copy(), data.cam_xmat[cam].reshape(3, 3)
@@ -119,8 +112,20 @@ class RayRenderer:
         _, lit, _ = self._cast(data, light, spokes / reach[:, None])
         facing = np.clip(np.sum(normals * towards, axis=1), 0, 1) * (lit > reach - self.SLACK)
         shade = np.where(geoms < 0, 1.0, self.AMBIENT + self.DIFFUSE * facing)
-        image = self._colours[geoms] * shade[:, None]
+        image = self._colours()[geoms] * shade[:, None]
         return (255 * np.clip(image, 0, 1)).astype(np.uint8).reshape(self._height, self._width, 3)
+
+    def _colours(self) -> np.ndarray:
+        """RGB by geom, of a textured one its texture's mean; the last, geom -1, is the sky."""
+        model = self._model
+        colours = model.geom_rgba[:, :3].copy()
+        for material in np.unique(model.geom_matid[model.geom_matid >= 0]):
+            texture = model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB]
+            start = model.tex_adr[texture]
+            size = model.tex_width[texture] * model.tex_height[texture] * 3
+            mean = model.tex_data[start : start + size].reshape(-1, 3).mean(0) / 255
+            colours[model.geom_matid == material] = mean * model.mat_rgba[material, :3]
+        return np.vstack([colours, self.SKY])
 
     def _cast(self, data, origin, rays):  # -> geom ids, distances, normals
         n = len(rays)

@@ -12,8 +12,9 @@ from selfflow.envs.twin_body import VISUAL, WORLD, Body, box
 WOOD, STEEL = (0.72, 0.55, 0.38, 1), (0.62, 0.63, 0.66, 1)
 ROOMS = ("plain", "office")
 TEXTURE_SIZE = 256
-# Base colours of the textured materials, for a renderer that has no textures.
-FLAT = {"tiles": (0.48, 0.48, 0.47), "wood": (0.72, 0.55, 0.38)}
+# Materials that a floor, and a table or cabinet, may have: the first unless it is drawn (Randomise).
+FLOORS = ("tiles", "parquet", "concrete", "checks")
+TOPS = ("wood", "dark_wood", "laminate", "marble")
 _DESK, _LEAF, _CHAIR = (0.75, 0.72, 0.66, 1), (0.22, 0.42, 0.20, 1), (0.16, 0.18, 0.22, 1)
 
 
@@ -72,6 +73,28 @@ def add_office(spec: mujoco.MjSpec) -> None:
     )  # fmt: skip
 
 
+def add_patterns(spec: mujoco.MjSpec) -> None:
+    """The other materials of FLOORS and TOPS."""
+    rng = np.random.default_rng(1)
+    n = TEXTURE_SIZE // 2
+    speckle = rng.normal(0, 1, (n, n, 1))
+    coarse = np.kron(rng.normal(0, 1, (n // 8, n // 8, 1)), np.ones((8, 8, 1)))
+    wood = planks(rng)[::2, ::2]
+    boards = 0.05 * ((np.arange(n) // 16 % 2)[:, None, None] - 0.5)
+    blocks = np.kron([[0.0, 1.0], [1.0, 0.0]], np.ones((n // 2, n // 2)))[..., None]
+    pictures = {
+        "parquet": (0.85 * wood + boards, (5, 5)),
+        "concrete": (0.55 + 0.02 * speckle + 0.02 * coarse + np.zeros(3), (3, 3)),
+        "checks": (0.35 + 0.25 * blocks + np.zeros(3), (8, 8)),
+        "dark_wood": (0.55 * wood, (1, 1)),
+        "laminate": (0.80 + 0.012 * speckle + np.array([0.02, 0.01, -0.03]), (1, 1)),
+        "marble": (0.62 + 0.03 * coarse + 0.02 * speckle + np.array([0.0, 0.01, 0.03]), (1, 1)),
+    }
+    for name, (picture, repeat) in pictures.items():
+        paint(spec, name, picture)
+        add_material(spec, name, name, repeat)
+
+
 def add_material(
     spec: mujoco.MjSpec,
     name: str,
@@ -93,10 +116,10 @@ def paint(spec: mujoco.MjSpec, name: str, picture: np.ndarray) -> None:
     """A texture from a picture (H, W, 3) of values in 0 .. 1."""
     height, width, _ = picture.shape
     pixels = (255 * np.clip(picture, 0, 1)).round().astype(np.uint8)
-    spec.add_texture(
-        name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=width, height=height, nchannel=3,
-        data=pixels.tobytes(),
-    )  # fmt: skip
+    texture = spec.add_texture(
+        name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=width, height=height, nchannel=3
+    )
+    texture.data = pixels.tobytes()
 
 
 def carpet(rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ from selfflow.datasets.compatibility import settle
 from selfflow.datasets.loading import prefetch
 from selfflow.datasets.normalize import Statistics, from_json, to_json
 from selfflow.datasets.source import open_sources
-from selfflow.datasets.spec import UserError
+from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.text import text_encoder
 from selfflow.policies.head import HeadConfig, PolicyModel
 from selfflow.worldmodel import flow
@@ -147,7 +147,7 @@ def main(config: FinetuneConfig) -> None:
         robots, codec = embodiments(sources, known), codec_of(layout, world.device)
         reader, texts = Reader(layout, robots, statistics, codec, text), readable(text, sources)
         state = State(student, config, world)
-        meta = policy_config(config, reader)
+        meta = policy_config(config, reader) | {"robots": own_robots(sources)}
         with open_run(config, state, "finetune", amounts(sources)) as run:
             keep_texts(run.path, text, texts, world)
             wanted, share = range(state.step, config.steps), world.share(config.batch)
@@ -233,6 +233,13 @@ def policy_config(config: FinetuneConfig, reader: Reader) -> dict[str, Any]:
     meta = describe("policy", config, config.encoder, reader)
     decision = {"steps": config.sampling_steps, "execute": config.execute}
     return meta | {"head": config.head.to_dict(), "decision": decision}
+
+
+def own_robots(sources: list[Any]) -> dict[str, Any]:
+    """By name the embodiments of the data that the project itself does not know: whoever loads the
+    policy gets them from the checkpoint."""
+    found = {source.embodiment.name: source.embodiment for source in sources}
+    return {name: asdict(robot) for name, robot in found.items() if name not in EMBODIMENTS}
 
 
 def policy_loss(

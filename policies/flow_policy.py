@@ -95,15 +95,14 @@ class FlowPolicy:
     ) -> "FlowPolicy":
         """From a run or a checkpoint folder; steps (Euler) and execute default to the checkpoint's.
 
-        Raises UserError where the checkpoint is missing or damaged, is no policy, was made for
-        other actions, or has no statistics of this embodiment.
+        `embodiment` is one of spec.py's, or one's own that the policy was fine-tuned on. Raises
+        UserError where the checkpoint is missing or damaged, is no policy, was made for other
+        actions, or has no statistics of this embodiment.
         """
-        if embodiment not in EMBODIMENTS:
-            raise UserError(f"embodiment={embodiment}: choose one of {', '.join(EMBODIMENTS)}")
-        robot = EMBODIMENTS[embodiment]
         try:
             given = load(path, "policy")
             with parts_of(given.path):
+                robot = robot_of(given, embodiment)
                 check_contract(given, robot)
                 parts = assemble(given, embodiment)
         except CheckpointError as e:
@@ -172,6 +171,19 @@ class FlowPolicy:
 
 
 load_policy: Callable[..., FlowPolicy] = FlowPolicy.load
+
+
+def robot_of(given: Checkpoint, embodiment: str) -> Embodiment:
+    """The robot of this name: the checkpoint's own, else the project's. Raises UserError."""
+    own = given.config.get("robots", {})
+    if embodiment in own:
+        return Embodiment(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in own[embodiment].items()}
+        )
+    if embodiment not in EMBODIMENTS:
+        choices = ", ".join([*EMBODIMENTS, *own])
+        raise UserError(f"embodiment={embodiment}: choose one of {choices}")
+    return EMBODIMENTS[embodiment]
 
 
 def check_contract(given: Checkpoint, robot: Embodiment) -> None:

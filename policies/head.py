@@ -4,6 +4,7 @@ B batch, N noise draws a sample, K actions, C = 8 channels, L memory tokens, D w
 time tau: 1 noise, 0 data; velocity = noise - actions.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from selfflow.worldmodel.layers import (
     Attention,
     KeyValue,
+    Projector,
     TimeEmbedding,
     attend,
     grid_positions,
@@ -27,7 +29,6 @@ from selfflow.worldmodel.layers import (
 from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
 
 Memory = tuple[KeyValue, ...]  # per block, of the condition features
-Draws = tuple[Tensor, Tensor]  # noise (N, B, K, C) and times (N, B)
 Modulations = tuple[Tensor, ...]  # per block (B, 1, 9 D), then the output's (B, 1, 2 D)
 
 
@@ -134,24 +135,30 @@ class ActionHead(nn.Module):
 
 
 class PolicyModel(nn.Module):
-    """The backbone's part that reads conditions, and the head that acts on it."""
+    """The backbone, or its part that reads conditions, and the head that acts on block `read`
+    (1-based; the last by default). With projector layers it can also be pretrained further.
+    """
 
-    def __init__(self, encoder: ModelConfig, head: HeadConfig) -> None:
+    def __init__(
+        self, backbone: ModelConfig, head: HeadConfig, read: int | None = None, projector: int = 0
+    ) -> None:
         super().__init__()
-        self.backbone = VideoActionTransformer(encoder)
+        self.read = read or backbone.depth
+        self.backbone = VideoActionTransformer(backbone)
         self.head = ActionHead(head)
+        if projector:
+            self.projector = Projector(backbone.hidden, layers=projector)
 
     def memory(self, tokens: Tokens, valid: Tokens) -> Float[Tensor, "B L D"]:
-        """Features of clean conditions after the backbone's last block."""
+        """Features of clean conditions after block `read`."""
         text = next(iter(tokens.values()))
         clean = torch.zeros(len(text), device=text.device)
-        return self.backbone.condition_features(tokens, clean, valid, self.backbone.config.depth)
+        return self.backbone.condition_features(tokens, clean, valid, self.read)
 
-    def forward(
-        self, tokens: Tokens, valid: Tokens, actions: Tensor, weight: Tensor, draws: Draws
-    ) -> Tensor:
-        """`head_loss` of these chunks after these conditions: the whole model in one call."""
-        return head_loss(self.head, actions, weight, self.memory(tokens, valid), *draws)
+    def forward(self, job: Callable[["PolicyModel"], Any]) -> Any:
+        """job(self). Whatever is trained is computed in one such call, so that DDP and FSDP see
+        the whole model called."""
+        return job(self)
 
 
 def head_loss(

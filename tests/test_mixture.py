@@ -20,7 +20,7 @@ from selfflow.datasets.augment import (
     LUMA,
     Augment,
     Change,
-    changed,
+    apply,
     colour_matrix,
     coloured,
     draw,
@@ -135,16 +135,16 @@ def test_every_window_once_an_epoch_across_ranks(world: int) -> None:
 def test_the_same_data_for_any_number_of_processes() -> None:
     sources = [Plain("a", [40, 9]), Plain("b", [17]), Plain("c", [8])]
     spec = replace(SPEC, shift=2, augment=Augment(crop=0.8, brightness=0.3))
-    whole = Mixture(sources, [1, 2, 0.5], spec, 3).batch(7, 8)
+    whole = Mixture(sources, [1.0, 2.0, 0.5], spec, 3).batch(7, 8)
     for world in (2, 4):
         size = 8 // world
-        other = Mixture(sources, [1, 2, 0.5], spec, 3)  # which has drawn nothing before
+        other = Mixture(sources, [1.0, 2.0, 0.5], spec, 3)  # which has drawn nothing before
         parts = [other.batch(7, size, rank, world) for rank in range(world)]
         for f in ("frames", "actions", "action_valid"):
             joined = np.concatenate([getattr(part, f) for part in parts])
             np.testing.assert_array_equal(joined, getattr(whole, f))
         assert [place for part in parts for place in part.ids] == whole.ids
-    assert Mixture(sources, [1, 2, 0.5], spec, 4).batch(7, 8).ids != whole.ids
+    assert Mixture(sources, [1.0, 2.0, 0.5], spec, 4).batch(7, 8).ids != whole.ids
 
 
 def test_only_windows_that_are_asked_for() -> None:
@@ -205,7 +205,9 @@ IMAGE = np.random.default_rng(0).integers(40, 200, (24, 30, 3)).astype(np.uint8)
 
 def test_without_augmentation_nothing_changes() -> None:
     assert draw(np.random.default_rng(0), Augment()) == Change()
-    np.testing.assert_array_equal(changed([IMAGE], Change(), 12, 15)[0], resize(IMAGE, 12, 15))
+    frames = IMAGE[None].copy()
+    apply(Change(), frames)
+    np.testing.assert_array_equal(frames[0], IMAGE)
 
 
 def test_frames_of_a_sample_change_alike() -> None:
@@ -217,9 +219,10 @@ def test_frames_of_a_sample_change_alike() -> None:
         assert 0 <= left < right <= 1
         assert 0 <= top < bottom <= 1
         assert (right - left) * (bottom - top) > 0.45
-        first, second = changed([IMAGE, IMAGE], change, 12, 15)
-        np.testing.assert_array_equal(first, second)
-        assert np.abs(first.astype(int) - resize(IMAGE, 12, 15)).max() > 3
+        frames = np.stack([resize(IMAGE, 12, 15, change.box)] * 2)
+        apply(change, frames)
+        np.testing.assert_array_equal(*frames)
+        assert np.abs(frames[0].astype(int) - resize(IMAGE, 12, 15)).max() > 3
 
 
 def test_a_crop_is_that_part_of_the_picture() -> None:
@@ -362,6 +365,19 @@ def test_memory_stays_flat_over_20_000_windows(tmp_path: Path) -> None:
     assert len(values) == 5
     assert max(values) <= 600
     assert max(values) - values[0] < 20, values
+
+
+def test_a_camera_and_a_crop_of_a_source(store: Path) -> None:
+    (whole,), _ = open_sources([str(store)])
+    (part,), _ = open_sources([f"{store}?camera:overhead_camera?crop:25-0-75-50@2"])
+    assert isinstance(part, EpisodeSource)
+    assert part.name != whole.name
+    np.testing.assert_array_equal(part.frames(1, [3])[0], whole.frames(1, [3])[0][:16, 8:24])
+    assert part.cameras == whole.cameras
+    np.testing.assert_array_equal(part.measured(0, "drawers"), whole.measured(0, "drawers"))
+    for wrong, told in (("camera:wrist", "overhead_camera"), ("crop:50-0-50-9", "percent")):
+        with pytest.raises(UserError, match=told):
+            open_sources([f"{store}?{wrong}"])
 
 
 def test_plain_is_a_source() -> None:

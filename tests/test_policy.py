@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from selfflow.datasets.normalize import Statistics, to_json
 from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.text import HashEncoder
 from selfflow.policies.base import Policy
-from selfflow.policies.finetune import FinetuneConfig, policy_config
+from selfflow.policies.finetune import FinetuneConfig, own_robots, policy_config
 from selfflow.policies.flow_policy import FlowPolicy, Parts, load_policy
 from selfflow.policies.head import PolicyModel
 from selfflow.policies.scripted import HoldStill, RandomWalk
@@ -191,6 +192,24 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, change: dict) -> None:
         load_policy(path, "google_robot")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_ones_own_robot_comes_from_the_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    mine = replace(ROBOT, name="my_arm", control_hz=12.5, cameras=("wrist",))
+    config = json.loads((path / "config.json").read_text())
+    robots = own_robots([SimpleNamespace(embodiment=e) for e in (mine, ROBOT)])
+    assert list(robots) == ["my_arm"]  # the project knows the other
+    names = {"names": ["google_robot", "my_arm"], "rates": [3.0, 12.5]}
+    changed = config | {"robots": robots, "embodiments": names}
+    (path / "config.json").write_text(json.dumps(changed))
+    own = replace(STATISTICS, control_hz=12.5)
+    (path / "stats.json").write_text(json.dumps(to_json({"my_arm": own})))
+    policy = load_policy(path, "my_arm")
+    assert policy.robot == mine
+    seen = observation()
+    seen["images"] = {"wrist": seen["images"]["overhead_camera"]}
+    assert policy.act(seen).actions.shape == (2, 7)
 
 
 def test_what_a_checkpoint_must_hold(tmp_path: Path) -> None:

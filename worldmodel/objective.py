@@ -3,6 +3,7 @@
 B batch, L tokens, D width of the student, W width of the teacher; t = 1 noise, t = 0 data.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,8 @@ from selfflow.worldmodel.repa import Teacher, align_grid
 from selfflow.worldmodel.train_config import TrainConfig
 from selfflow.worldmodel.transformer import Tokens, VideoActionTransformer
 
+Responds = Callable[..., tuple[Tokens, Tensor | None]]  # a Student, or a policy that keeps its loss
+
 
 class Student(nn.Module):
     """What is trained. Its moving average is the teacher and needs no projector, but has one."""
@@ -29,20 +32,33 @@ class Student(nn.Module):
     def forward(
         self, seen: flow.Noised, valid: Tokens, block: int | None, rows: slice, raw: bool = False
     ) -> tuple[Tokens, Tensor | None]:
-        """Velocities, and the projected feature of those rows after `block` if one is named.
+        """`respond` of this backbone and projector."""
+        return respond(self.backbone, self.projector, seen, valid, block, rows, raw)
 
-        raw: no velocities, and the feature as it is, later blocks not run: what a teacher is for.
-        """
-        inputs = seen.tokens, seen.tau, seen.group, valid
-        if raw and block:
-            return {}, self.backbone.features(*inputs, block=block, by_role=True)[:, rows]
-        velocity, feature = self.backbone.forward_with_feature(*inputs, block=block)
-        return velocity, None if feature is None else self.projector(feature[:, rows])
+
+def respond(
+    backbone: VideoActionTransformer,
+    projector: nn.Module,
+    seen: flow.Noised,
+    valid: Tokens,
+    block: int | None,
+    rows: slice,
+    raw: bool = False,
+) -> tuple[Tokens, Tensor | None]:
+    """Velocities, and the projected feature of those rows after `block` if one is named.
+
+    raw: no velocities, and the feature as it is, later blocks not run: what a teacher is for.
+    """
+    inputs = seen.tokens, seen.tau, seen.group, valid
+    if raw and block:
+        return {}, backbone.features(*inputs, block=block, by_role=True)[:, rows]
+    velocity, feature = backbone.forward_with_feature(*inputs, block=block)
+    return velocity, None if feature is None else projector(feature[:, rows])
 
 
 def losses(
-    student: nn.Module,
-    average: nn.Module,
+    student: Responds,
+    average: Responds,
     inputs: Inputs,
     config: TrainConfig,
     random: torch.Generator,
@@ -50,7 +66,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """`loss` and its terms for one batch, all with one draw of times, mask and noise.
 
-    `external` (B, rows, W) is what an external teacher says of the tokens `config.aligned`.
+    `student` and `average` answer as `Student` does. `external` (B, rows, W) is what an external
+    teacher says of the tokens `config.aligned`.
     """
     model, schedule, rows = config.transformer, config.noise, config.aligned
     noised = flow.draw(inputs.tokens, model, schedule, random)

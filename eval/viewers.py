@@ -1,0 +1,82 @@
+"""Where a person watches the robot: MuJoCo's own window, or pictures larger than a policy's."""
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from selfflow.datasets.spec import Observation, UserError
+from selfflow.envs.base import RobotEnv
+
+Frame = UInt8[np.ndarray, "h w 3"]
+
+
+def has_display() -> bool:
+    """Whether a window could be opened here."""
+    found = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return bool(found) or sys.platform in ("darwin", "win32")
+
+
+def model_of(env: RobotEnv) -> tuple[Any, Any] | None:
+    """MuJoCo's model and data, None where another simulator runs."""
+    simulator: Any = env.simulator
+    return (simulator.model, simulator.data) if simulator.backend == "mujoco" else None
+
+
+class Camera:
+    """The first camera's picture: in MuJoCo drawn at `size` (height, width), else the observation's
+    own. Draws with a renderer of its own, so that observations stay as they are."""
+
+    def __init__(self, env: RobotEnv, size: tuple[int, int] | None) -> None:
+        self._env, self._size, self._renderer = env, size, None
+        self.name = env.embodiment.cameras[0]
+
+    def picture(self, observation: Observation) -> Frame:
+        """What the camera sees now, which is when `observation` was taken."""
+        found = model_of(self._env)
+        if found is None or self._size is None:
+            return observation["images"][self.name]
+        if self._renderer is None:
+            from selfflow.envs.twin_render import make_renderer
+
+            self._renderer = make_renderer(found[0], *self._size)
+        return self._renderer.render(found[1], self.name)
+
+    def close(self) -> None:
+        """Frees the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+
+class Window:
+    """MuJoCo's viewer on a running simulator, which it follows by `show`."""
+
+    def __init__(self, env: RobotEnv) -> None:
+        found = model_of(env)
+        if found is None:
+            raise UserError("a window shows MuJoCo only; choose view=web or backend=mujoco")
+        if not has_display():
+            raise UserError("a window needs a display, and there is none; choose view=web")
+        self._handle = _viewer().launch_passive(*found, show_left_ui=False, show_right_ui=False)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the user has closed it."""
+        return not self._handle.is_running()
+
+    def show(self) -> None:
+        """Draws the simulator's state."""
+        self._handle.sync()
+
+    def close(self) -> None:
+        """Takes the window off the screen."""
+        self._handle.close()
+
+
+def _viewer() -> ModuleType:
+    import mujoco.viewer
+
+    return mujoco.viewer
