@@ -21,6 +21,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selfflow.configs.entry import launch, one_of
+from selfflow.datasets.amounts import in_time, in_units
 from selfflow.datasets.cache_writer import Job, Size, header_of, partition, write_cache
 from selfflow.datasets.checksums import size_of, verify, write_checksums
 from selfflow.datasets.convert_plan import (
@@ -28,8 +29,6 @@ from selfflow.datasets.convert_plan import (
     estimate_cache,
     estimate_lerobot,
     estimate_rlds,
-    in_time,
-    in_units,
     left_behind,
 )
 from selfflow.datasets.episodes import EpisodeSource, Measures, check_camera

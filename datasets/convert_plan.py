@@ -104,18 +104,6 @@ def is_rt1(source: EpisodeSource) -> bool:
     return isinstance(source, RldsSource) and source.spec.numbers == FRACTAL.numbers
 
 
-def in_units(size: int) -> str:
-    """Bytes as MB or GB."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def in_time(seconds: float) -> str:
-    """A time as s, min or h."""
-    if seconds < 100:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def _extrapolated(source: EpisodeSource, write: Callable[[int, range], int]) -> Estimate:
     steps = [source.length(i) for i in range(len(source))]
     seen = size = 0

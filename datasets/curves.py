@@ -106,7 +106,7 @@ class Panel:
             draw.line([(left, y), (right, y)], GRID, FINE)
         for step in changes(self.signals.instruction):
             x = self._x(step - 0.5) * FINE
-            draw.line([(x, first), (x, last)], CHANGE, FINE)
+            draw.line([(x, first), (x, last)], CHANGE, 2 * FINE)
         for step in np.flatnonzero(self.signals.terminate).tolist():
             x = self._x(step) * FINE
             draw.line([(x, first), (x, last)], ENDED, 2 * FINE)

@@ -1,4 +1,4 @@
-"""An episode in rerun, the viewer of the extra `rerun`: cameras, actions, state and texts by step."""
+"""An episode in rerun, the viewer of the extra `rerun`: cameras, actions, gripper and texts."""
 
 import importlib
 import os

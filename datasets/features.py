@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from selfflow.datasets.amounts import in_time
 from selfflow.datasets.episode_film import fps_of
 from selfflow.datasets.episodes import EpisodeSource, Measures, Signals
 from selfflow.datasets.spec import ACTION_NAMES, UserError
@@ -64,52 +65,55 @@ def print_features(console: Console, source: EpisodeSource, found: Survey) -> No
         soft_wrap=True,
     )
     console.print(features(source, found))
-    console.print(lengths(source))
+    console.print(metadata(source))
+    console.print(lengths(source), soft_wrap=True)
     console.print(instructions(found, len(source)))
 
 
 def features(source: EpisodeSource, found: Survey) -> Table:
-    """Keys, shapes, types and rates."""
-    table = Table(title="features", title_justify="left")
-    for name in ("key", "a step", "type", "about"):
+    """Keys, shapes, types and rates of what comes by step."""
+    table = Table(title="by step", title_justify="left")
+    for name in ("key", "shape", "type", "about"):
         table.add_column(name, overflow="fold")
     rate = fps_of(source, 0)
     for n, camera in enumerate(source.cameras):
-        shape = "×".join(map(str, _picture(source, camera)))
-        default = ", default" if n == 0 else ""
-        table.add_row(f"camera {camera}", shape, "uint8", f"RGB, {rate:g} a second{default}")
+        shape = source.frames(0, [0], camera)[0].shape
+        default = ", the default" if n == 0 else ""
+        table.add_row(f"camera {camera}", _times(shape), "uint8", f"RGB, {rate:g} Hz{default}")
     of = max(found.steps, 1)
-    rows = (
-        ("actions", ACTION_NAMES, found.actions),
-        ("proprio", STATE_NAMES, found.poses),
-    )
+    rows = (("actions", ACTION_NAMES, found.actions), ("proprio", STATE_NAMES, found.poses))
     for key, names, valid in rows:
-        share = f"valid at {100 * valid / of:.1f} % of steps: {', '.join(names)}"
-        table.add_row(key, str(len(names)), "float32", share)
+        about = f"{', '.join(names)}; {100 * valid / of:.1f} % valid"
+        table.add_row(key, str(len(names)), "float32", about)
     ends = f"in {found.terminated} of {found.episodes} episodes"
     table.add_row("terminate", "1", "bool", ends)
-    table.add_row("instruction", "1", "text", f"{len(found.instructions)} different", end_section=True)
+    kinds = f"{len(found.instructions)} different"
+    table.add_row("instruction", "1", "text", kinds, end_section=True)
     if isinstance(source, Measures):
         for key in source.measures:
             array = source.measured(0, key)
             if array is not None:
-                shape = "×".join(map(str, array.shape[1:])) or "1"
-                table.add_row(f"measured {key}", shape, str(array.dtype), "")
-    about = source.metadata(0)
-    for n, (key, value) in enumerate(about.items()):
-        kind = type(value).__name__
-        shown = f"an episode; of the first: {value}"
-        table.add_row(f"metadata {key}", "", kind, shown, end_section=n == len(about) - 1)
+                table.add_row(key, _times(array.shape[1:]), str(array.dtype), "measured")
+    return table
+
+
+def metadata(source: EpisodeSource) -> Table:
+    """What is known of an episode as a whole."""
+    table = Table(title="by episode", title_justify="left")
+    table.add_column("key", overflow="fold", min_width=20)
+    table.add_column("type", min_width=5)
+    table.add_column("of the first", overflow="ellipsis", no_wrap=True, max_width=36)
+    for key, value in source.metadata(0).items():
+        table.add_row(key, type(value).__name__, str(value))
     return table
 
 
 def lengths(source: EpisodeSource) -> str:
     """A line on the lengths of all episodes."""
     steps = np.array([source.length(i) for i in range(len(source))])
-    hours = steps.sum() / fps_of(source, 0) / 3600
     return (
         f"lengths: {steps.min()} to {steps.max()} steps, median {np.median(steps):g}, "
-        f"{steps.sum()} in all, {hours:.2f} h"
+        f"{steps.sum()} in all, {in_time(steps.sum() / fps_of(source, 0))}"
     )
 
 
@@ -128,11 +132,11 @@ def instructions(found: Survey, episodes: int) -> Table:
     return table
 
 
-def _picture(source: EpisodeSource, camera: str) -> tuple[int, ...]:
-    return source.frames(0, [0], camera)[0].shape
-
-
 def check_episode(source: EpisodeSource, i: int) -> None:
     """Raises UserError unless there is such an episode."""
     if not 0 <= i < len(source):
         raise UserError(f"episode={i}: {source.name} has 0..{len(source) - 1}")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "1"

@@ -97,6 +97,7 @@ class GoogleRobot(Arm):
         self.arm_drive = self.arm_angles  # last targets (rad), before the limits
         self._finger_path = JerkLimited(len(FINGERS), velocity=1.0, acceleration=7.0, jerk=50.0)
         self.finger_drive = self.finger_angles
+        self._opening = np.zeros(len(FINGERS), bool)  # whether the last path ended so
         self.grip_speed = GRIP_SPEED  # rad/s, by the weight of what is there to grip
         self._times = np.arange(1, SUBSTEPS + 1) / PHYSICS_HZ
 
@@ -117,7 +118,7 @@ class GoogleRobot(Arm):
         # The arm goes on from where its last path was cut; the fingers from where they are.
         self._finger_path.reset(self.finger_angles, self._finger_speed())
         fingers, finger_speed = self._finger_path.plan(finger_goal, self._times)
-        self.finger_drive = fingers[-1]
+        self.finger_drive, self._opening = fingers[-1], finger_speed[-1] < 0
         # PhysX 4 drives towards no angle beyond a joint's limit, PhysX 5 does.
         of_arm, of_fingers = self.limits()
         arm = np.clip(arm, *of_arm.T)
@@ -126,12 +127,14 @@ class GoogleRobot(Arm):
 
     def _finger_speed(self) -> Float[np.ndarray, "2"]:
         """What the fingers' next path starts with (rad/s): the sensed speed, or GRIP_SPEED for a
-        finger that something holds up on its way."""
+        finger that something holds up on its way. One that was told to open starts from rest, or
+        what it holds would never be let go."""
         speed, angles = (
             np.asarray(self.body.get_qvel(), np.float64)[self._fingers],
             self.finger_angles,
         )
         held = (self.finger_drive - angles > HELD_LAG) & (angles.mean() < TOUCHING)
+        held &= ~self._opening
         return np.where(held, np.maximum(speed, self.grip_speed), speed)
 
     def drive(self, drives: Drives, n: int) -> None:

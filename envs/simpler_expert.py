@@ -20,11 +20,12 @@ PALM = 0.047  # a thing's top above the tool point when it is gripped
 LOWEST = 0.027  # of the tool point above the table
 HOVER = 0.10  # above the place of the grip
 SWEEP = 0.16  # from the tool's way, where the open fingers may touch
-FINGERTIPS = 0.055  # of the open, tilted fingers below the tool point, and a margin
+FINGERTIPS = 0.06  # of the open, tilted fingers below the tool point, and a margin
 MAX_LEAN = 0.4  # rad
 LIFT = 0.06
 HALF_OPEN = 0.7  # so that letting go does not knock the neighbour
 GAP, NEAR = 0.06, 0.09  # between the two things' outlines: wanted, and enough (0.10 succeeds)
+MOVED = 0.04  # at least, by the carry (0.03 succeeds)
 GAIN = 2.0  # of the commanded over the wanted move, of which about a third arrives in a step
 
 
@@ -57,11 +58,10 @@ class TableExpert(Waypoints):
         grip = max(top - PALM, TABLE_TOP + LOWEST)
         over = np.array([*self._things[0, :2], grip + HOVER])
         turn = self._turn = self._leaning(over)
-        over[2] = max(over[2], self._clear_of_others(over))
-        if over[2] > max(self._p[2], grip + HOVER):
-            aside = (*self._p[:2], over[2])
-            yield from self._go(aside, turn, OPEN, tolerance=0.02, steps=8)
-        yield from self._go(over, turn, OPEN, tolerance=0.02, angle=0.15)
+        passing = CLOSED if self._things_beside(over) else OPEN
+        yield from self._go(over, turn, passing, tolerance=0.02, angle=0.15)
+        for _ in range(3 if passing == CLOSED else 0):
+            yield self._command(over, turn, OPEN)
         for _ in range(14):  # the thing may be nudged on the way down
             off = np.array([*self._things[0, :2], grip]) - self._p
             if np.linalg.norm(off) < 0.005:
@@ -78,7 +78,9 @@ class TableExpert(Waypoints):
         turn = self._turn
         away = start[0, :2] - self._things[1, :2]
         reach = float(self._radii[:2].sum())
-        goal = self._things[1, :2] + away / np.linalg.norm(away) * (reach + GAP)
+        apart = float(np.linalg.norm(away))
+        left = np.clip(apart - MOVED - 0.03, reach + 0.01, reach + GAP)
+        goal = self._things[1, :2] + away / apart * left
         height, offset = self._rest, self._p - self._things[0]
         over = np.array([*goal, height + LIFT]) + offset
         yield from self._go(over, turn, CLOSED, tolerance=0.02, angle=0.3)
@@ -89,8 +91,9 @@ class TableExpert(Waypoints):
         for _ in range(3):
             yield self._command(down, turn, HALF_OPEN)
         yield from self._go(np.add(down, (0, 0, 0.12)), turn, HALF_OPEN, tolerance=0.03, steps=6)
-        left = np.linalg.norm(self._things[0, :2] - self._things[1, :2])
-        return bool(left < reach + NEAR)
+        left = np.linalg.norm(self._things[1:, :2] - self._things[0, :2], axis=1)
+        moved = np.linalg.norm(self._things[0, :2] - start[0, :2])
+        return bool(left[0] < min(reach + NEAR, *left[1:]) and moved > MOVED)
 
     def _leaning(self, target: np.ndarray) -> np.ndarray:
         """The first orientation, or leaning forward where the arm would not reach as high as that
@@ -100,15 +103,15 @@ class TableExpert(Waypoints):
         lean = float(np.clip(4 * (short - 0.03), 0.0, MAX_LEAN))
         return compose(from_axis_angle([0.0, lean, 0.0]), self._home_q)
 
-    def _clear_of_others(self, target: np.ndarray) -> float:
-        """Height at which the open fingers pass above what stands beside the way to the target."""
-        highest = 0.0
-        way = target[:2] - self._p[:2]
+    def _things_beside(self, target: np.ndarray) -> bool:
+        """Whether open fingers would brush another thing on the straight way to the target."""
+        way, low = target[:2] - self._p[:2], min(target[2], self._p[2]) - FINGERTIPS
         for thing in self._things[1:]:
             share = np.clip((thing[:2] - self._p[:2]) @ way / max(way @ way, 1e-9), 0, 1)
-            if np.linalg.norm(self._p[:2] + share * way - thing[:2]) < SWEEP:
-                highest = max(highest, 2 * thing[2] - TABLE_TOP + FINGERTIPS)
-        return highest
+            off = np.linalg.norm(self._p[:2] + share * way - thing[:2])
+            if off < SWEEP and 2 * thing[2] - TABLE_TOP > low:
+                return True
+        return False
 
 
 Script = Waypoints | BridgeExpert

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 AROUND = 24  # vertices of a circle
 ENDLESS = 8.0  # m, half a side of a plane without an end
+FLAT = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE)
 HIDDEN_GROUP = 3  # from here on MuJoCo's viewer shows nothing by default
 
 
@@ -41,7 +42,7 @@ def shapes(model: mujoco.MjModel) -> tuple[list[Shape], int]:
             unknown += 1
             continue
         name = f"{model.geom(geom).name or 'geom'}_{geom}"
-        flat = int(model.geom_type[geom]) in (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE)
+        flat = int(model.geom_type[geom]) in FLAT
         found.append(Shape(geom, name, *triangles, rgba, flat))
     return found, unknown
 
@@ -80,10 +81,9 @@ def _triangles(model: mujoco.MjModel, geom: int) -> Triangles | None:
         case kinds.mjGEOM_BOX:
             return _box(size)
         case kinds.mjGEOM_PLANE:
-            half = [s if s > 0 else ENDLESS for s in size[:2]]
-            return np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0.0]]) * [
-                *half, 1
-            ], np.array([[0, 1, 2], [0, 2, 3]])  # fmt: skip
+            half = np.where(size[:2] > 0, size[:2], ENDLESS)
+            corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+            return corners * [*half, 1.0], np.array([[0, 1, 2], [0, 2, 3]])
         case kinds.mjGEOM_SPHERE:
             return _ball(np.repeat(size[0], 3))
         case kinds.mjGEOM_ELLIPSOID:
@@ -91,7 +91,8 @@ def _triangles(model: mujoco.MjModel, geom: int) -> Triangles | None:
         case kinds.mjGEOM_CAPSULE:
             return _ball(np.repeat(size[0], 3), size[1])
         case kinds.mjGEOM_CYLINDER:
-            return _turned([(0, -size[1]), (size[0], -size[1]), (size[0], size[1]), (0, size[1])])
+            outline = np.array([(0, -1), (1, -1), (1, 1), (0, 1.0)])
+            return _turned(outline * size[:2])
         case kinds.mjGEOM_MESH:
             mesh = model.geom_dataid[geom]
             v, f = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
@@ -111,14 +112,13 @@ def _box(half: np.ndarray) -> Triangles:
 
 def _ball(radii: np.ndarray, half_length: float = 0.0) -> Triangles:
     """An ellipsoid, or a capsule where its halves are `half_length` above and below the middle."""
-    angles = np.linspace(-np.pi / 2, np.pi / 2, AROUND // 2 + 1)
-    profile = [(float(np.cos(a)), float(np.sin(a))) for a in angles]
-    vertices, faces = _turned(profile)
-    above = np.sign(np.round(vertices[:, 2:], 9)) * half_length
+    angles = np.linspace(-np.pi / 2, np.pi / 2, AROUND // 2)  # an even number: none is zero
+    vertices, faces = _turned(np.stack([np.cos(angles), np.sin(angles)], 1))
+    above = np.sign(vertices[:, 2:]) * half_length
     return vertices * radii + above * [0, 0, 1], faces
 
 
-def _turned(profile: list[tuple[float, float]]) -> Triangles:
+def _turned(profile: Float[np.ndarray, "n 2"]) -> Triangles:
     """The surface of (radius, z) turned about z, from the lowest z up."""
     turns = np.linspace(0, 2 * np.pi, AROUND, endpoint=False)
     rings = [np.stack([r * np.cos(turns), r * np.sin(turns), np.full(AROUND, z)], 1)

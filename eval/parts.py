@@ -28,10 +28,14 @@ from selfflow.envs.simpler_expert import expert_for
 from selfflow.envs.simpler_variants import MATCHED, check_variant
 from selfflow.envs.tasks import DRAWER_RULES, RULES
 from selfflow.policies.base import Policy
+from selfflow.policies.limits import Limits
 from selfflow.policies.scripted import HoldStill, RandomWalk
 
 PLACEMENTS = ("mild", "grid", "variants", "train")
 SIMPLER_ONLY = ["urdf_version", "shader", "samples", "variant"]  # keys that the others have not
+DECODING = ("decode", "execute", "steps", "solver", "guidance", "ensemble", "delay")
+# keys that came after some rollouts had begun
+LATER = (*DECODING[3:], "decode", "max_metres", "max_radians", "low_pass", "workspace")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
 
 
@@ -59,6 +63,15 @@ class RolloutConfig:
     variant: str = MATCHED
     samples: int | None = None
     pictures: bool = True
+    decode: str = "head"
+    solver: str = "euler"
+    guidance: float = 1.0
+    ensemble: float | None = None
+    delay: int = 0
+    max_metres: float | None = None
+    max_radians: float | None = None
+    low_pass: float = 0.0
+    workspace: list[float] | None = None
 
     @property
     def spec(self) -> Task:
@@ -71,6 +84,24 @@ class RolloutConfig:
         return Path(self.checkpoint) if self.checkpoint else BUNDLED
 
     @property
+    def decoding(self) -> dict[str, Any]:
+        """How a checkpoint acts: the fields of policies/decoding.py."""
+        return {key: getattr(self, key) for key in DECODING}
+
+    @property
+    def limits(self) -> Limits:
+        """The last stage before the robot. Raises UserError."""
+        box = self.workspace
+        rest = self.max_metres, self.max_radians, self.low_pass
+        return Limits(*rest, tuple(box) if box is not None else None)
+
+    @property
+    def unused(self) -> list[str]:
+        """Keys of decoding and limits that are as they were before there were such keys: left out
+        of a run's identity, so that older runs go on."""
+        return [key for key in LATER if getattr(self, key) == _DEFAULTS[key]]
+
+    @property
     def seeds(self) -> range:
         """One seed an episode."""
         return range(self.seed, self.seed + self.episodes)
@@ -78,7 +109,7 @@ class RolloutConfig:
     def identity(self) -> dict[str, Any]:
         """What two runs must share so that one may continue the other."""
         # none changes an episode: a policy that could see pictures is refused without them
-        free = ["episodes", "workers", "videos", "out", "suite", "pictures"]
+        free = ["episodes", "workers", "videos", "out", "suite", "pictures", *self.unused]
         free += [] if self.backend == "simpler" else SIMPLER_ONLY
         known = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
         if self.backend == "simpler":
@@ -96,6 +127,10 @@ class RolloutConfig:
             raise UserError(str(e)) from e
         with open(found / "model.safetensors", "rb") as f:
             return f"{found.name} sha256 {hashlib.file_digest(f, 'sha256').hexdigest()[:16]}"
+
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RolloutConfig)}
+_DEFAULTS |= {"execute": None, "steps": None}  # the checkpoint's own
 
 
 def check(config: RolloutConfig) -> None:
@@ -131,8 +166,11 @@ def check(config: RolloutConfig) -> None:
         if value is not None and value < minimum:
             raise UserError(f"{key}={value}: must be {minimum} or more")
     _check_seeds(config)
+    assert config.limits
     if config.policy == "checkpoint":
         _load(config, task.embodiment)
+    elif given := [k for k in DECODING if getattr(config, k) != _DEFAULTS[k]]:
+        raise UserError(f"{given[0]}={getattr(config, given[0])}: only with policy=checkpoint")
 
 
 def tasks_of(backend: str) -> tuple[str, ...]:
@@ -218,7 +256,7 @@ def _load(config: RolloutConfig, embodiment: str) -> Policy:
         )
     from selfflow.policies.flow_policy import load_policy
 
-    return load_policy(config.run, embodiment, steps=config.steps, execute=config.execute)
+    return load_policy(config.run, embodiment, **config.decoding)
 
 
 def _expert(config: RolloutConfig, env: RobotEnv) -> Policy:

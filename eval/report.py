@@ -59,6 +59,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
         },
         "clipped": sum(e.clipped for e in episodes),
         "ik_failed": sum(e.ik_failed for e in episodes),
+        "limited": dict(sum((Counter(e.limited) for e in episodes), Counter())),
     }
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.datasets.spec import ActionChunk, Observation
+from selfflow.datasets.spec import TOOL_POSITION, ActionChunk, Observation
 from selfflow.envs.base import RobotEnv
 from selfflow.policies.base import Policy
+from selfflow.policies.limits import Limiter
 
 Info = dict[str, Any]
 STEP_LIMIT, TERMINATED, BAD_ACTION = "step limit", "policy terminated", "action not finite"
@@ -38,6 +39,7 @@ class Episode:
     progress: dict[str, float]  # the task's own measures at the end
     clipped: int  # actions out of range
     ik_failed: int  # steps at which the arm held still
+    limited: dict[str, int] = field(default_factory=dict)  # Limiter.counts; empty without limits
 
 
 @dataclass
@@ -59,7 +61,7 @@ class _Tally:
         if info["success"] and self.first_success is None:
             self.first_success = self.steps
 
-    def finish(self, seed: int, reason: str) -> Episode:
+    def finish(self, seed: int, reason: str, limiter: Limiter | None) -> Episode:
         success = bool(self.info["success"])
         return Episode(
             seed=seed,
@@ -74,6 +76,7 @@ class _Tally:
             progress={k: float(v) for k, v in self.info["progress"].items()},
             clipped=int(self.info["clipped"]),
             ik_failed=int(self.info["ik_failed"]),
+            limited=dict(limiter.counts) if limiter else {},
         )
 
 
@@ -83,18 +86,21 @@ def run_episode(
     seed: int,
     record: Callable[[Observation, Info, int], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    limiter: Limiter | None = None,
 ) -> Episode:
     """Runs the policy from reset to the step limit or until it terminates the last subtask.
 
     Chunks are executed whole. A chunk's rest is dropped, and the policy asked again, where a
     subtask ends: before action k where `terminate[k]` holds, or after a step at which the
-    environment has changed the instruction.
+    environment has changed the instruction. `limiter` has the last word on every action.
 
     `record(observation, info, step)` sees the reset (step 0) and every step; after every step
     `on_step(step, latency)` is given the latest decision's seconds.
     """
     observation, info = env.reset(seed=seed)
     policy.reset(seed)
+    if limiter:
+        limiter.reset()
     tally = _Tally(info)
     if record:
         record(observation, info, 0)
@@ -105,14 +111,16 @@ def run_episode(
         tally.latencies.append(time.perf_counter() - start)
         for action, terminate in _actions(chunk):
             if terminate and env.final_subtask:
-                return tally.finish(seed, TERMINATED)
+                return tally.finish(seed, TERMINATED, limiter)
             if terminate:
                 observation = env.advance_subtask()
                 tally.info = tally.info | {"subtask": env.subtask}
                 tally.subtask_steps.append(tally.steps)
                 break
             if not np.all(np.isfinite(action)):
-                return tally.finish(seed, BAD_ACTION)
+                return tally.finish(seed, BAD_ACTION, limiter)
+            if limiter:
+                action = limiter(action, observation["proprio"][TOOL_POSITION])
             instruction = observation["instruction"]
             observation, _, _, truncated, info = env.step(action)
             tally.after_step(info)
@@ -121,7 +129,7 @@ def run_episode(
             if on_step:
                 on_step(tally.steps, tally.latencies[-1])
             if truncated:
-                return tally.finish(seed, STEP_LIMIT)
+                return tally.finish(seed, STEP_LIMIT, limiter)
             if observation["instruction"] != instruction:
                 break
 

@@ -68,7 +68,7 @@ def plan(config: RolloutConfig) -> tuple[list[Variant], list[tuple[Variant, str]
 
 def identity(config: RolloutConfig) -> Row:
     """What two runs must share so that one may continue the other."""
-    free = ("episodes", "workers", "videos", "out", "urdf_version", "pictures")
+    free = ["episodes", "workers", "videos", "out", "urdf_version", "pictures", *config.unused]
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
 
 

@@ -14,10 +14,12 @@ import numpy as np
 
 from selfflow.datasets.spec import Observation, UserError
 from selfflow.envs.base import RobotEnv
+from selfflow.eval.beside import Beside
 from selfflow.eval.parts import RolloutConfig, make_env, make_policy
 from selfflow.eval.rollout import Episode, Info, run_episode
 from selfflow.eval.video import Film, captioned, contact_sheet, thumbnail
-from selfflow.policies.base import Policy
+from selfflow.policies.base import Imagines, Policy
+from selfflow.policies.limits import Limiter, Limits
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,13 @@ def _episode(
         report(Stepped(seed, step, latency))
 
     number = seed - config.seed
-    if number >= config.videos or not config.pictures:
-        return run_episode(env, policy, seed, on_step=on_step)
+    filmed = number < config.videos and config.pictures
+    limiter = Limiter(config.limits) if config.limits != Limits() else None
+    if isinstance(policy, Imagines):
+        policy.imagine = filmed
+    if not filmed:
+        return run_episode(env, policy, seed, on_step=on_step, limiter=limiter)
+    beside = Beside(policy) if isinstance(policy, Imagines) else None
     frames: list[np.ndarray] = []  # of the first episode, for its contact sheet
     camera = env.embodiment.cameras[0]
     with ExitStack() as stack:
@@ -126,12 +133,13 @@ def _episode(
 
         def record(observation: Observation, info: Info, step: int) -> None:
             image = observation["images"][camera]
+            image = beside(image, step) if beside else image
             frame = captioned(image, observation["instruction"], step, info["success"])
             film.add(frame)
             if number == 0:
                 frames.append(thumbnail(frame))
 
-        episode = run_episode(env, policy, seed, record, on_step)
+        episode = run_episode(env, policy, seed, record, on_step, limiter)
     if frames:
         contact_sheet(frames, folder / f"episode_{seed}.png")
     return episode

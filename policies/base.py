@@ -2,6 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from selfflow.datasets.spec import ActionChunk, Observation
 
 
@@ -18,3 +20,15 @@ class Policy(Protocol):
     def act(self, observation: Observation) -> ActionChunk:
         """The actions to execute before asking again."""
         ...
+
+
+@runtime_checkable
+class Imagines(Protocol):
+    """A policy that can show what it expects to see.
+
+    While `imagine` is set, `imagined` is the last decision's video: uint8 frames (F, H, W, 3) and
+    the control steps from the decision to the first of them, and from each to the next.
+    """
+
+    imagine: bool
+    imagined: tuple[np.ndarray, int] | None

@@ -68,6 +68,7 @@ class FinetuneConfig(LoopConfig):
     augment: Augment = field(default_factory=Augment)
     jitter: float = 0.0
     proprio_dropout: float = 0.0
+    text_dropout: float = 0.0
     sampling_steps: int = 8
     execute: int = 4
     select_minutes: float = 0.0
@@ -85,8 +86,9 @@ class FinetuneConfig(LoopConfig):
             raise ValueError(
                 f"execute={self.execute}: choose 1 .. layout.chunk={self.layout.chunk}"
             )
-        if not 0 <= self.proprio_dropout < 1 or not 0 <= self.jitter < 1:
-            raise ValueError("proprio_dropout and jitter lie in 0 .. 1")
+        shares = self.proprio_dropout, self.text_dropout, self.jitter
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError("proprio_dropout, text_dropout and jitter lie in 0 .. 1")
         if self.scale_by not in (None, "data", "init"):
             raise ValueError(f"scale_by={self.scale_by}: choose data or init, or leave it out")
         if self.scale_by == "init" and self.init is None:
@@ -115,6 +117,8 @@ class FinetuneConfig(LoopConfig):
             raise ValueError(
                 f"pretraining.{unknown[0]}: no such key; choose of {', '.join(PRETRAINING)}"
             )
+        if self.pretraining and not self.whole:
+            raise ValueError("pretraining: only keep_self_flow and keep_backbone read it")
         if self.whole and not self.layout.future:
             raise ValueError(
                 "layout.future=0: keep_self_flow and keep_backbone predict frames; give the "
@@ -135,6 +139,8 @@ class FinetuneConfig(LoopConfig):
             raise ValueError("select_minutes must not be negative, select_episodes at least 1")
         if self.select_minutes and not self.select_tasks:
             raise ValueError("select_tasks: name at least one, or leave select_minutes at 0")
+        if self.select_minutes and self.save_async and self.keep < 2:
+            raise ValueError("select_minutes with save_async needs keep >= 2")
         words(self.select_command, {"checkpoint": "", "task": "", "episodes": "", "out": ""})
 
     @property

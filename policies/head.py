@@ -26,6 +26,7 @@ from selfflow.worldmodel.layers import (
     split_heads,
     zero,
 )
+from selfflow.worldmodel.objective import respond
 from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
 
 Memory = tuple[KeyValue, ...]  # per block, of the condition features
@@ -154,6 +155,10 @@ class PolicyModel(nn.Module):
         text = next(iter(tokens.values()))
         clean = torch.zeros(len(text), device=text.device)
         return self.backbone.condition_features(tokens, clean, valid, self.read)
+
+    def respond(self, *seen: Any, **how: Any) -> tuple[Tokens, Tensor | None]:
+        """As a world model in pretraining does; see worldmodel.objective.respond."""
+        return respond(self.backbone, self.projector, *seen, **how)
 
     def forward(self, job: Callable[["PolicyModel"], Any]) -> Any:
         """job(self). Whatever is trained is computed in one such call, so that DDP and FSDP see

@@ -24,10 +24,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/your_own_data.md").read_text()
 TEXTS = ("open top drawer", "place apple into top drawer")
-SMALL = (
-    "model.hidden=32 model.depth=4 model.heads=2 layout.height=32 layout.width=40 layout.patch=8"
-)
-QUICK = f"{SMALL} batch=6 warmup=1 precision=fp32 threads=1 device=cpu"
+SMALL = "model.hidden=32 model.depth=4 model.heads=2 layout.height=32 layout.width=40 "
+QUICK = SMALL + "layout.patch=8 batch=6 warmup=1 schedule=constant precision=fp32 threads=1"
 
 
 def blocks(language: str) -> list[str]:

@@ -342,3 +342,22 @@ def test_a_bottom_becomes_one_face():
     np.testing.assert_array_equal(flat[8], body[8])
     np.testing.assert_allclose(flat[:8], body[:8], atol=5e-4)
     np.testing.assert_allclose(flat_bottom(flat), flat, atol=1e-12)
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_sim")
+def test_what_is_held_can_be_let_go():
+    """A held finger's path starts as if it closed; told to open, it once never did."""
+    task = task_named("pick_standing_coke_can")
+    env = make_simpler(task, "grid", pictures=False)
+    _, info = env.reset(seed=12)
+    expert = expert_for(task)
+    expert.reset()
+    while not info["success"]:
+        _, _, _, truncated, info = env.step(expert.act(info["privileged"])[0])
+        assert not truncated
+    for _ in range(4):
+        observation, *_, info = env.step(np.array([0.0] * 6 + [1.0]))
+    env.close()
+    assert observation["proprio"][7] > 0.95
+    assert not info["privileged"]["grasped"][0]

@@ -6,7 +6,8 @@
         config.json         kind, model, layout, embodiments, text encoder, action space, provenance
         stats.json          normalisation statistics by embodiment
         train/              state.json, student.safetensors, optimizer.safetensors, and
-                            average.safetensors where model.safetensors is not float32
+                            average.safetensors where model.safetensors is not float32, or not the
+                            whole of what is trained
         train/shards/       instead of those three, where FSDP has sharded them (sharded.py)
 
 A checkpoint is written under another name and renamed when complete, so that a folder called
@@ -123,7 +124,7 @@ def save(
     elif world.main:
         _write_tensors(draft / "train" / "student.safetensors", training.student)
         _write_tensors(draft / "train" / "optimizer.safetensors", training.optimizer)
-        if dtype != "float32":
+        if dtype != "float32" or model.keys() != training.average.keys():
             _write_tensors(draft / "train" / "average.safetensors", training.average)
     if world.main:
         weights = {k: v.to(DTYPES[dtype]) for k, v in model.items()}
@@ -244,8 +245,13 @@ def fill_optimizer(optimizer: Optimizer, module: nn.Module, tensors: Weights) ->
 
 def write_json(path: Path, value: Any) -> None:
     """Atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically."""
     draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value, indent=1) + "\n")
+    draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 

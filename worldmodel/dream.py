@@ -7,6 +7,7 @@ times; `vanilla` does not, so for it this is a guess.
 B batch, L tokens, C channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from selfflow.worldmodel.sampler import SOLVERS, Velocity, guided, pack, unpack
 from selfflow.worldmodel.transformer import ModelConfig, Prefix, Tokens, Valid
 
 CLEAN, MOVING = 0, 1  # noise groups
+Steer = Callable[[Velocity, Tokens], Velocity]  # of the packed targets, and in which shapes
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,14 @@ def dream(
     sampling: Sampling,
     generator: Generator,
     given: Tokens | None = None,
+    steer: Steer | None = None,
 ) -> Tokens:
     """Every target modality, (B, L_m, C_m) each: sampled, or as `given`.
 
     `tokens` are clean conditions (B, L_m, C_m), `valid` bool (B, L_m) of conditions and given
     targets, absent where all are. The generator lives on the CPU, so that a seed means the same on
     every device. Guidance leads away from the velocity without text, whose tokens are then marked
-    absent; it needs a model that was trained with text dropped.
+    absent; it needs a model that was trained with text dropped. `steer` may change the velocity.
     Raises ValueError for a given name that is no target, and where nothing is left to sample.
     """
     given, targets = given or {}, model.config.targets
@@ -88,6 +91,8 @@ def dream(
         _field(model, clean, _without_text(clean, valid), noise),
         sampling.guidance,
     )
+    if steer:
+        field = steer(field, noise)
     solve = SOLVERS[sampling.solver]
     x = solve(field, pack(noise), sampling.steps, sampling.shift, generator)
     return given | unpack(x, noise)

@@ -84,6 +84,7 @@ def losses(
             with torch.no_grad():
                 _, external = average(seen, valid, teacher_block, rows, raw=True)
         if external is not None:
+            assert feature is not None
             real = replace(inputs, valid=valid).all_valid(model)[:, rows]
             terms["rep"] = flow.representation_loss(feature, external.to(feature.device), real)
             terms["cosine"] = 1 - terms["rep"].detach()

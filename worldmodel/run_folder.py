@@ -9,7 +9,7 @@ import fcntl
 import json
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from selfflow.worldmodel import checkpoint, parallel, sharded, trackers
+from selfflow.worldmodel.checkpoint import Weights
 from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.loop import LoopConfig, State
 
@@ -28,6 +29,7 @@ FREE = {
     *("steps", "minutes", "threads", "save_every", "save_minutes", "save_async", "keep", "out"),
     *("log", "log_every", "peak_flops", "accumulate", "compile", "activation_checkpointing"),
     *("parallel", "shard_dtype", "dry_run", "mfu", "workers"),
+    *("select_minutes", "select_episodes", "select_tasks", "select_command"),
 }
 # keys that came after some runs had begun, where those did otherwise than the default now says
 BEFORE = {"text_dropout": 0.0}
@@ -232,8 +234,14 @@ class Run:
         """Whether a checkpoint should be saved now; the same on all processes."""
         return self.state.step % self.config.save_every == 0 or self._late
 
-    def save(self, config: dict[str, Any], statistics: dict[str, Any]) -> None:
-        """Saves a checkpoint of the present step unless there is one."""
+    def save(
+        self,
+        config: dict[str, Any],
+        statistics: dict[str, Any],
+        usable: Callable[[Weights], Weights] | None = None,
+    ) -> None:
+        """Saves a checkpoint of the present step unless there is one; `usable` makes the weights
+        that a user loads of the moving average, where they are others."""
         if self._saved_step == self.state.step:
             return
         self._wait()  # for the one before, so that one at most is under way
@@ -242,6 +250,7 @@ class Run:
         training.state.update(minutes_this_sitting=round(minutes, 2), data=self.data)
         provenance = config.get("provenance", {}) | {"step": self.state.step}
         model = sharded.gather(training.average, keep=self.world.main)
+        model = usable(model) if usable else model
         if self.config.save_async and self.world.device.type == "cpu":
             model = sharded.snapshot(model)  # else they are the tensors that training changes
         arguments = (

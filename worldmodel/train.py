@@ -85,6 +85,7 @@ def main(config: TrainConfig) -> None:
         student, external = build(config, world.device)
         state = State(student, config, world)
         meta = describe("worldmodel", config, config.transformer, reader)
+        meta |= {"text_dropout": config.text_dropout}
         per_step = step_flops(config)
         with open_run(config, state, "pretrain", amounts(sources), per_step) as run:
             keep_texts(run.path, reader.text, texts, world)
