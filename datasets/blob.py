@@ -14,6 +14,8 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
+from selfflow.datasets.spec import UserError
+
 QUALITY = 95  # JPEG with full chroma: 42 dB on an RT-1 frame at 128×160
 ArrayPlace = dict[str, Any]  # {"at": byte offset in the blob, "dtype": "<f4", "shape": [T, 7]}
 Frame = UInt8[np.ndarray, "_ _ 3"]
@@ -51,7 +53,10 @@ class Appender:
         for image in images:
             shapes.append(image.shape)
             if image.shape != shapes[0]:
-                raise ValueError(f"frames of {shapes[0]} and of {image.shape} in one episode")
+                raise UserError(
+                    f"frames of {shapes[0]} and of {image.shape} in one episode cannot be raw; "
+                    "give size=[height, width], or frames=jpeg"
+                )
             self._add(np.ascontiguousarray(image).data.cast("B"))
         return {"at": at, "dtype": "|u1", "shape": [len(shapes), *shapes[0]]}
 

@@ -29,6 +29,7 @@ from selfflow.datasets.convert_plan import (
     estimate_cache,
     estimate_lerobot,
     estimate_rlds,
+    form_of_frames,
     left_behind,
 )
 from selfflow.datasets.episodes import EpisodeSource, Measures, check_camera
@@ -197,10 +198,9 @@ def _announce(config: ConvertConfig, source: EpisodeSource, job: Job, estimate: 
         f"from {source.name}: {robot.name} at {robot.control_hz:g} Hz, {len(source)} episodes, "
         f"{steps} steps, cameras {', '.join(source.cameras)}; {source.skipped} records left out"
     )
-    what = {"cache": "an episode store", "lerobot": "LeRobotDataset v3.0", "rlds": "RLDS"}
-    size = "as they are" if job.size is None else f"of {job.size[0]} × {job.size[1]}"
-    form = f" of {config.frames} frames {size}" if config.format == "cache" else ""
-    print(f"to {config.out}: {what[config.format]}{form}, {', '.join(cameras)}")
+    what = {"lerobot": "LeRobotDataset v3.0", "rlds": "RLDS in RT-1's schema"}
+    form = what.get(config.format) or f"cache, {form_of_frames(source, job)}"
+    print(f"to {config.out}: {form}; cameras {', '.join(cameras)}")
     seconds = estimate.seconds / (config.workers if config.format == "cache" else 1)
     print(
         f"about {in_units(estimate.size)} and {in_time(seconds)} with {config.workers} "
@@ -275,12 +275,16 @@ def _draft(out: Path, plan: dict[str, Any]) -> Iterator[tuple[Path, dict[str, An
         part = draft / f".{PLAN}"
         part.write_text(json.dumps(plan))
         os.replace(part, draft / PLAN)
+        finished = False
         try:
             yield draft, plan
+            finished = True
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on with {draft}")
             raise
-    shutil.rmtree(draft)
+        finally:
+            if finished or plan["same"]["format"] == "lerobot":  # which begins anew
+                shutil.rmtree(draft)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from selfflow.datasets.blob import to_jpeg
+from selfflow.datasets.amounts import in_units
+from selfflow.datasets.blob import QUALITY, to_jpeg
 from selfflow.datasets.cache_writer import Job, content, film, originals
 from selfflow.datasets.episodes import EpisodeSource, Measures
 from selfflow.datasets.fractal import FRACTAL, SCHEMA
@@ -17,6 +18,7 @@ from selfflow.datasets.lerobot_video import VideoFiles
 from selfflow.datasets.lerobot_writer import VIDEO_PATH
 from selfflow.datasets.rlds import RldsSource
 from selfflow.datasets.rlds_writer import written_size
+from selfflow.datasets.spec import UserError
 from selfflow.datasets.windows import resize
 
 EPISODES, FRAMES = 3, 16  # looked at: episodes evenly spread, steps of each
@@ -43,7 +45,7 @@ def estimate_cache(source: EpisodeSource, job: Job) -> Estimate:
                 size += len(to_jpeg(image)) if pixels and not job.raw else image.nbytes
         return size
 
-    return _extrapolated(source, write)
+    return _extrapolated(source, write, job.skip_corrupt)
 
 
 def estimate_rlds(source: EpisodeSource) -> Estimate:
@@ -81,6 +83,19 @@ def estimate_lerobot(
     return _extrapolated(source, write)
 
 
+def form_of_frames(source: EpisodeSource, job: Job) -> str:
+    """How a cache will hold the frames, and what the faster way would take."""
+    camera, steps = job.header.cameras[0], sum(source.length(i) for i in range(len(source)))
+    height, width = job.size or source.frames(0, [0], camera)[0].shape[:2]
+    shape = f"{height}×{width}"
+    if job.raw:
+        return f"raw pixels of {shape}"
+    pixels = in_units(height * width * 3 * steps * len(job.header.cameras))
+    kept = originals(source, 0, [0], camera, job.size) is not None
+    how = "JPEG data as they are" if kept else f"JPEG of quality {QUALITY}"
+    return f"{how}, {shape} (frames=raw, faster to read, would take {pixels})"
+
+
 def left_behind(source: EpisodeSource, form: str, cameras: Sequence[str]) -> list[str]:
     """What of the source the format will not hold, or not exactly, in words."""
     if form == "rlds" and is_rt1(source):
@@ -104,13 +119,20 @@ def is_rt1(source: EpisodeSource) -> bool:
     return isinstance(source, RldsSource) and source.spec.numbers == FRACTAL.numbers
 
 
-def _extrapolated(source: EpisodeSource, write: Callable[[int, range], int]) -> Estimate:
+def _extrapolated(
+    source: EpisodeSource, write: Callable[[int, range], int], skip_corrupt: bool = False
+) -> Estimate:
+    """`write` makes what a part of an episode will be, and returns its bytes."""
     steps = [source.length(i) for i in range(len(source))]
     seen = size = 0
     began = time.perf_counter()
     for i, part in _samples(steps):
-        size += write(i, part)
-        seen += len(part)
+        try:
+            size += write(i, part)
+            seen += len(part)
+        except UserError:
+            if not skip_corrupt:
+                raise
     factor = sum(steps) / max(seen, 1)
     return Estimate(round(size * factor), (time.perf_counter() - began) * factor)
 

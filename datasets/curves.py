@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -55,17 +55,17 @@ class Panel:
                 shown = f"{strip.values[step, k]:+.3f}" if strip.valid[step, k] else "–"
                 y = top + 20 + 20 * k
                 left = self.width - MARGIN - LEGEND + 12
-                draw.text((left, y), name, strip.colours[k], _font(14))
-                draw.text((self.width - MARGIN, y), shown, TEXT, _font(14), anchor="ra")
+                draw.text((left, y), name, strip.colours[k], font(14))
+                draw.text((self.width - MARGIN, y), shown, TEXT, font(14), anchor="ra")
         self._head(draw, step)
         return np.asarray(image)
 
     def _head(self, draw: ImageDraw.ImageDraw, step: int) -> None:
         """The instruction, the step, and what holds there."""
         text = fitted(self.signals.instruction[step] or "(no instruction)", self.width, 17)
-        draw.text((MARGIN, 6), text, TEXT, _font(17))
+        draw.text((MARGIN, 6), text, TEXT, font(17))
         place = f"step {step} of {self.steps}    {step / self.fps:.1f} s"
-        draw.text((MARGIN, 29), place, DIM, _font(13))
+        draw.text((MARGIN, 29), place, DIM, font(13))
         marks = (
             ("terminate", ENDED, self.signals.terminate.any()),
             ("new instruction", CHANGE, bool(changes(self.signals.instruction))),
@@ -74,8 +74,8 @@ class Panel:
         right = self.width - MARGIN
         for name, colour, there in marks:
             if there:
-                draw.text((right, 29), name, colour, _font(13), anchor="ra")
-                right -= round(_font(13).getlength(name)) + 14
+                draw.text((right, 29), name, colour, font(13), anchor="ra")
+                right -= round(font(13).getlength(name)) + 14
 
     @cached_property
     def _curves(self) -> Image.Image:
@@ -87,10 +87,10 @@ class Panel:
         draw = ImageDraw.Draw(image)
         for n, strip in enumerate(self.strips):
             top, right = self._top(n), self.width - MARGIN - LEGEND
-            draw.text((right + 12, top + 1), strip.title, DIM, _font(12))
-            draw.text((right - 4, top + 1), f"{strip.high:.2g}", DIM, _font(10), anchor="ra")
+            draw.text((right + 12, top + 1), strip.title, DIM, font(12))
+            draw.text((right - 4, top + 1), f"{strip.high:.2g}", DIM, font(10), anchor="ra")
             low = f"{strip.low:.2g}"
-            draw.text((right - 4, top + HEIGHT - 2), low, DIM, _font(10), anchor="rd")
+            draw.text((right - 4, top + HEIGHT - 2), low, DIM, font(10), anchor="rd")
         return image
 
     def _plot(self, draw: ImageDraw.ImageDraw, strip: Strip, top: int) -> None:
@@ -168,12 +168,14 @@ def fitted(text: str, width: int, size: int) -> str:
     """The text, cut so that it fits the width at this size of letters."""
     text = " ".join(text.split())
     room = width - 2 * MARGIN
-    if _font(size).getlength(text) <= room:
+    if font(size).getlength(text) <= room:
         return text
-    while text and _font(size).getlength(text + " …") > room:
+    while text and font(size).getlength(text + " …") > room:
         text = text[:-1]
     return text + " …"
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Letters of this size."""
     return ImageFont.load_default(size)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from selfflow.datasets.curves import BACK, TEXT, Panel
+from selfflow.datasets.curves import BACK, TEXT, Panel, font
 from selfflow.datasets.episodes import EpisodeSource
 from selfflow.datasets.film import Film
 
@@ -61,8 +61,7 @@ def composed(
     for image, camera, (h, w) in zip(images, cameras, sizes, strict=True):
         canvas.paste(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC), (x, 0))
         if len(cameras) > 1:
-            font = ImageFont.load_default(13)
-            draw.text((x + 6, 4), camera, TEXT, font, stroke_width=2, stroke_fill=BACK)
+            draw.text((x + 6, 4), camera, TEXT, font(13), stroke_width=2, stroke_fill=BACK)
         x += w
     canvas.paste(Image.fromarray(panel.at(step)), (0, height))
     return np.asarray(canvas)

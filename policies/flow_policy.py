@@ -109,11 +109,11 @@ def assemble(given: Checkpoint, embodiment: str) -> Parts[PolicyModel]:
     text = recorded_encoder(config["text_encoder"], given.path / "text.safetensors")
     own = layout.modalities(text=(text.tokens, text.channels), rope=encoder.positions == "rope")
     conditions = [m for m in own if m.role == "condition"]
-    if list(encoder.modalities) != conditions or head.chunk != layout.chunk:
+    if list(encoder.conditions) != conditions or head.chunk != layout.chunk:
         raise ValueError("model, head and layout do not belong together")
     if not all(isinstance(decision.get(key), int) for key in ("steps", "execute")):
         raise ValueError(f"decision {decision} needs whole steps and execute")
-    model = PolicyModel(encoder, head)
+    model = PolicyModel(encoder, head, config.get("read_block"))
     fill(model, given.weights, str(given.path))
     model.eval().requires_grad_(False)
     robots = Robots(*(tuple(v) for v in config["embodiments"].values()))

@@ -321,12 +321,15 @@ def test_what_cannot_be_read(
 ) -> None:
     source = str(damaged_frames(store, tmp_path / "bad"))
     wanted = config(source, tmp_path / "out", size=[16, 16], workers=workers)
+    with pytest.raises(UserError, match="a frame of episode 0 cannot be decoded"):
+        convert(wanted)
+    assert not (tmp_path / ".out.part").exists()  # seen in the samples
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfflow.datasets.convert_plan.EPISODES", 0)  # not seen in the samples
+        patch.setattr("selfflow.datasets.convert_plan.EPISODES", 0)
         with pytest.raises(UserError, match="a frame of episode 0 cannot be decoded"):
             convert(wanted)
-        (tmp_path / ".out.part").rename(tmp_path / "first")
-        convert(replace(wanted, skip_corrupt=True))
+    (tmp_path / ".out.part").rename(tmp_path / "first")
+    convert(replace(wanted, skip_corrupt=True))
     text = capsys.readouterr().out
     assert "left out: episode 0" in text
     assert "1 episodes written, 1 left out" in text

@@ -39,7 +39,7 @@ PARTS = {
     "full": ("backbone.time", "backbone.inputs", "backbone.blocks.0", "backbone.blocks.2", "head"),
     "head": ("head",),
     "last": ("backbone.blocks.1", "backbone.blocks.2", "head"),
-    "lora": ("backbone.blocks.0", "backbone.blocks.2", "head"),
+    "lora": ("backbone.blocks.0", "backbone.blocks.1", "backbone.blocks.2", "head"),
 }
 
 
