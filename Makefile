@@ -1,6 +1,9 @@
 # make rollout: everything from nothing to a table of real episodes. Nothing is installed twice.
-.PHONY: help rollout test fast lint format simpler-setup clean
+.PHONY: help rollout test fast lint format simpler-setup peers clean
 .DEFAULT_GOAL := help
+
+# The tests find TensorFlow here, if `make peers` was run.
+export SELFFLOW_TFDS_PYTHON ?= $(wildcard $(CURDIR)/.venv-tfds/bin/python)
 
 # The first Python of a right version that works here; or: make PYTHON=/path/to/python3.12 rollout
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
@@ -16,6 +19,7 @@ help:
 	@echo "make lint            ruff, pyright, layer contracts"
 	@echo "make format          let ruff lay the code out"
 	@echo "make simpler-setup   install SAPIEN and a software Vulkan driver for backend=simpler"
+	@echo "make peers           install what some tests compare with: TensorFlow Datasets, mani-skill, Chromium"
 	@echo "make clean           remove .venv and caches; outputs and data stay"
 
 rollout: .venv/base.stamp
@@ -41,8 +45,17 @@ format: .venv/lint.stamp
 simpler-setup: .venv/base.stamp
 	bash envs/simpler_setup.sh
 
+# TensorFlow in a .venv of its own: it pins other versions of what the readers use.
+peers: .venv/test.stamp
+	$(PIP) -e '.[maniskill]'
+	test -x .venv-tfds/bin/pip || $(PYTHON) -m venv .venv-tfds
+	.venv-tfds/bin/python -m pip install -q -c constraints.txt tensorflow-cpu tensorflow-datasets
+	@if command -v chromium >/dev/null; then :; elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	else echo "the tests of web pages want chromium: sudo apt-get install chromium"; fi
+
 clean:
-	rm -rf .venv .view build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-tfds .view build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # --- installing -----------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def resize(
 def apply(change: Change, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
     """Colours and shifts the frames of a sample in place; they were cut by `resize`."""
     if change.colour is not None:
-        grey = float(frames.mean((0, 1, 2)) @ LUMA)
+        grey = float(frames[:, ::4, ::4].mean((0, 1, 2)) @ LUMA)  # all pixels: 12 times as slow
         frames[:] = coloured(frames, colour_matrix(change.colour, grey))
     if change.shift != (0, 0):
         frames[:] = shifted(frames, *change.shift)

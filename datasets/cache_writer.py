@@ -77,13 +77,14 @@ def partition(lengths: Sequence[int], size: int, workers: int) -> tuple[tuple[in
     return tuple(pairwise(bounds))
 
 
-def write_cache(job: Job, workers: int, advance: Callable[[int], None]) -> None:
+def write_cache(
+    job: Job, source: EpisodeSource, workers: int, advance: Callable[[int], None]
+) -> None:
     """Writes what is not written yet; `advance` is told of every so many steps done.
 
     Raises UserError, with what a process said that failed, or that one was killed.
     """
     if workers == 1 or len(job.shards) == 1:
-        ((source,), _) = open_sources([job.source])
         for number in range(len(job.shards)):
             for steps in write_shard(job, source, number):
                 advance(steps)

@@ -4,8 +4,10 @@ import json
 import os
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import track
 
 from selfflow.datasets.spec import UserError
@@ -20,7 +22,7 @@ SHOWN = 10  # damages named
 def write_checksums(folder: Path) -> None:
     """Notes size and crc32 of every file below `folder` in its checksums.json."""
     names = [str(path.relative_to(folder)) for path in _files(folder)]
-    noted = {name: _of(folder / name) for name in track(names, "checksums", transient=True)}
+    noted = {name: _of(folder / name) for name in _shown(names, "checksums")}
     part = folder / f".{NAME}"
     part.write_text(json.dumps(noted, indent=1) + "\n")
     os.replace(part, folder / NAME)
@@ -58,7 +60,7 @@ def _compare(folder: Path) -> tuple[int, list[str]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: cannot be read ({e!r})") from e
     size, wrong = 0, []
-    for name in track(sorted(noted), "verifying", transient=True):
+    for name in _shown(sorted(noted), "verifying"):
         expected, crc = noted[name]
         if not (folder / name).exists():
             wrong.append(f"{name} is missing")
@@ -81,6 +83,13 @@ def _damaged_episodes(folder: Path) -> list[str]:
             episodes[store.shard(i)].append(i)
     wrong = [f"{name}: episodes {', '.join(map(str, e[:20]))}" for name, e in episodes.items()]
     return wrong + ([f"{store.skipped} records that are torn or cut"] if store.skipped else [])
+
+
+def _shown(names: list[str], what: str) -> Iterable[str]:
+    """The names, with a bar on a terminal."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(names, what, console=console, transient=True, disable=hidden)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -145,7 +145,7 @@ def _report(config: ConvertConfig, out: Path) -> None:
         store = EpisodeStore(out)
         for i, reason in store.failures.items():
             print(f"left out: episode {i}: {reason}")
-        print(f"{len(store)} episodes written, {len(store.failures)} left out")
+        print(f"episodes: {len(store)} written, {len(store.failures)} left out")
     print(f"wrote {in_units(size_of(out))}: {out}; train with data=[{out}]")
 
 
@@ -250,7 +250,7 @@ def _write_cache(job: Job, source: EpisodeSource, workers: int) -> None:
     with Progress(*columns) as bar:
         total = sum(source.length(i) for i in range(len(source)))
         task = bar.add_task("steps", total=total)
-        write_cache(job, workers, lambda steps: bar.advance(task, steps))
+        write_cache(job, source, workers, lambda steps: bar.advance(task, steps))
 
 
 @contextmanager

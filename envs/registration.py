@@ -4,7 +4,7 @@
 
 | id | simulator | options (keywords of `make`) |
 |---|---|---|
-| `selfflow/Twin-<Task>-v0` | the MuJoCo twin | placement, pictures |
+| `selfflow/Twin-<Task>-v0` | the MuJoCo twin | those of envs/twin.py |
 | `selfflow/Simpler-<Task>-v0` | SIMPLER's scene on SAPIEN 3 | those of envs/simpler.py |
 
 `<Task>` is the name in selfflow.datasets.spec, in capitals: open_top_drawer is OpenTopDrawer. The
@@ -18,14 +18,15 @@ import gymnasium
 
 from selfflow.datasets.spec import TASKS, task_named
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.table_tasks import TABLE_RULES
 from selfflow.envs.tasks import DRAWER_RULES, RULES
 
 
-def make_twin_env(*, task: str, placement: str = "mild", pictures: bool = True) -> RobotEnv:
-    """The task in the MuJoCo twin. Raises UserError."""
+def make_twin_env(*, task: str, placement: str = "mild", **options: object) -> RobotEnv:
+    """The task in the MuJoCo twin; options as envs.twin.make_mujoco. Raises UserError."""
     from selfflow.envs.twin import make_mujoco
 
-    return make_mujoco(task_named(task), placement, pictures=pictures)
+    return make_mujoco(task_named(task), placement, **options)  # type: ignore[arg-type]
 
 
 def make_simpler_env(*, task: str, placement: str = "mild", **options: object) -> RobotEnv:
@@ -35,7 +36,10 @@ def make_simpler_env(*, task: str, placement: str = "mild", **options: object) -
     return make_simpler(task_named(task), placement, **options)  # type: ignore[arg-type]
 
 
-MAKERS = {"Twin": (make_twin_env, DRAWER_RULES), "Simpler": (make_simpler_env, RULES)}
+MAKERS = {
+    "Twin": (make_twin_env, {**DRAWER_RULES, **TABLE_RULES}),
+    "Simpler": (make_simpler_env, RULES),
+}
 
 
 def env_id(simulator: str, task: str) -> str:

@@ -32,6 +32,10 @@ URDF_VERSIONS = (
 )
 
 
+class AssetMissing(UserError):
+    """A data file that is not there; others may be."""
+
+
 def default_root() -> Path:
     """The folder that SIMPLER_ASSETS names, else one in the user's cache folder. May not exist."""
     if named := os.environ.get("SIMPLER_ASSETS"):
@@ -41,7 +45,8 @@ def default_root() -> Path:
 
 
 def asset(*parts: str) -> Path:
-    """An existing file below the asset root. Raises UserError with the cure where it is missing."""
+    """An existing file below the asset root. Raises AssetMissing with the cure where it is not
+    there, UserError where there is no such folder."""
     root = default_root()
     if not root.is_dir():
         raise UserError(
@@ -50,7 +55,7 @@ def asset(*parts: str) -> Path:
         )
     path = root.joinpath(*parts)
     if not path.is_file():
-        raise UserError(
+        raise AssetMissing(
             f"SIMPLER asset {path.relative_to(root)} is missing in {root}; run "
             "python envs/simpler_assets.py source=... or set SIMPLER_ASSETS to another folder"
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from selfflow.datasets.rotations import compose, from_axis_angle
+from selfflow.datasets.rotations import compose, from_axis_angle, inverse, rotate
 from selfflow.datasets.spec import Task, UserError
 from selfflow.envs.bridge_expert import BridgeExpert
 from selfflow.envs.bridge_tasks import BRIDGE_RULES
@@ -19,7 +19,7 @@ TABLE_TOP = 0.882
 PALM = 0.047  # a thing's top above the tool point when it is gripped
 LOWEST = 0.027  # of the tool point above the table
 HOVER = 0.10  # above the place of the grip
-SWEEP = 0.16  # from the tool's way, where the open fingers may touch
+SWEEP, SWEEP_CLOSED = 0.16, 0.075  # from the tool's way, where open and closed fingers may touch
 FINGERTIPS = 0.06  # of the open, tilted fingers below the tool point, and a margin
 MAX_LEAN = 0.4  # rad
 LIFT = 0.06
@@ -41,7 +41,7 @@ class TableExpert(Waypoints):
         super()._see(privileged)
         self._things = privileged["objects"][:, :3].astype(np.float64)
         self._radii = privileged["radii"].astype(np.float64)
-        self._held = bool(privileged["grasped"][0])
+        self._thing_q = privileged["objects"][0, 3:].astype(np.float64)
 
     def _script(self) -> Iterator[Command]:
         start = self._things.copy()
@@ -53,13 +53,17 @@ class TableExpert(Waypoints):
 
     def _pick(self) -> Move:
         height = float(self._things[0, 2])
-        self._rest = height
+        self._rest, self._thing_q0 = height, self._thing_q
         top = 2 * height - TABLE_TOP  # things are as high above their middle as below it
         grip = max(top - PALM, TABLE_TOP + LOWEST)
         over = np.array([*self._things[0, :2], grip + HOVER])
         turn = self._turn = self._leaning(over)
-        passing = CLOSED if self._things_beside(over) else OPEN
-        yield from self._go(over, turn, passing, tolerance=0.02, angle=0.15)
+        passing = CLOSED if self._highest_beside(over, SWEEP) else OPEN
+        over[2] = max(over[2], self._highest_beside(over, SWEEP_CLOSED) + FINGERTIPS)
+        if passing == CLOSED and over[2] > self._p[2] + HOVER / 2:
+            aside = (*self._p[:2], over[2])
+            yield from self._go(aside, turn, CLOSED, tolerance=0.02, steps=8)
+        yield from self._go(over, turn, passing, tolerance=0.02, angle=0.15, steps=16)
         for _ in range(3 if passing == CLOSED else 0):
             yield self._command(over, turn, OPEN)
         for _ in range(14):  # the thing may be nudged on the way down
@@ -81,7 +85,11 @@ class TableExpert(Waypoints):
         apart = float(np.linalg.norm(away))
         left = np.clip(apart - MOVED - 0.03, reach + 0.01, reach + GAP)
         goal = self._things[1, :2] + away / apart * left
-        height, offset = self._rest, self._p - self._things[0]
+        height = self._rest
+        # Tilted fingers tilt what they hold; it will stand on the foot that it stood on.
+        down = np.array([0.0, 0.0, height - TABLE_TOP])
+        tilt = compose(self._thing_q, inverse(self._thing_q0))
+        offset = self._p - (self._things[0] - rotate(tilt, down) + down)
         over = np.array([*goal, height + LIFT]) + offset
         yield from self._go(over, turn, CLOSED, tolerance=0.02, angle=0.3)
         if self._things[0, 2] < height + LIFT / 3:
@@ -103,15 +111,18 @@ class TableExpert(Waypoints):
         lean = float(np.clip(4 * (short - 0.03), 0.0, MAX_LEAN))
         return compose(from_axis_angle([0.0, lean, 0.0]), self._home_q)
 
-    def _things_beside(self, target: np.ndarray) -> bool:
-        """Whether open fingers would brush another thing on the straight way to the target."""
+    def _highest_beside(self, target: np.ndarray, sweep: float) -> float:
+        """Height of what the fingers would brush, within `sweep` of the straight way to the target;
+        0 if nothing."""
         way, low = target[:2] - self._p[:2], min(target[2], self._p[2]) - FINGERTIPS
+        highest = 0.0
         for thing in self._things[1:]:
             share = np.clip((thing[:2] - self._p[:2]) @ way / max(way @ way, 1e-9), 0, 1)
             off = np.linalg.norm(self._p[:2] + share * way - thing[:2])
-            if off < SWEEP and 2 * thing[2] - TABLE_TOP > low:
-                return True
-        return False
+            top = 2 * thing[2] - TABLE_TOP
+            if off < sweep and top > low:
+                highest = max(highest, top)
+        return highest
 
 
 Script = Waypoints | BridgeExpert

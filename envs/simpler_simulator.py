@@ -19,7 +19,7 @@ from selfflow.envs.gripper import OpeningGripper, RelativeGripper
 from selfflow.envs.sapien_render import DRAWING, set_shading
 from selfflow.envs.simpler_assets import URDF_VERSIONS, photo
 from selfflow.envs.simpler_scene import DrawerScene, GoogleScene, SimplerScene, load_photo
-from selfflow.envs.simpler_variants import MATCHED, look_of
+from selfflow.envs.simpler_variants import MATCHED, looks
 from selfflow.envs.tasks import DRAWER_POSES, DRAWERS
 
 # Optical axes (x right, y down, z forward) in a SAPIEN camera's frame (x forward, y left, z up).
@@ -191,7 +191,7 @@ class SimplerDrawerScene(GoogleSimulator[DrawerScene]):
             self._urdf,
             self._size,
             background,
-            look_of("open_drawer_place", self._variant),  # every cabinet task's
+            looks("open_drawer_place")[self._variant],  # every cabinet task's
         )
         if view is None or not self._overlay:
             return scene, {}

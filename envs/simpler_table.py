@@ -20,11 +20,11 @@ from selfflow.envs.simpler_variants import (
     MATCHED_TABLE,
     TABLE_ROOM,
     Look,
-    look_of,
+    looks,
     place_distractors,
     plain_density,
 )
-from selfflow.envs.table_tasks import COKE, Placed, objects, table_photo
+from selfflow.envs.table_tasks import Placed, objects, table_photo
 
 COKE_DENSITY = 100.0  # kg/m³; the object table's 50 is an empty can
 TOY_FRUIT = 200.0  # of move near
@@ -44,7 +44,7 @@ class TableScene(GoogleScene):
         look: Look = MATCHED_TABLE,
         distractors: Sequence[Placed] = (),
     ) -> None:
-        coke = placed[0].model == COKE
+        coke = len(placed) == 1  # move near has two or three, the same can among them
         super().__init__(renderer, photo, contact_offset=0.02 if coke else 0.005)
         add_light(self.scene, look.light)
         add_room(self.scene, look.room or TABLE_ROOM, solid=True)
@@ -82,7 +82,7 @@ class SimplerTableScene(GoogleSimulator[TableScene]):
 
     def __init__(self, *, task: Task, variant: str = MATCHED, **options: Any) -> None:
         super().__init__(variant=variant, **options)
-        self._task, self._look = task, look_of(task.name, variant)
+        self._task, self._look = task, looks(task.name)[variant]
 
     def build(
         self, placement: dict[str, float], base: tuple[float, float, float]

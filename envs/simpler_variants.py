@@ -177,12 +177,6 @@ def check_variant(task: str, variant: str) -> None:
         )
 
 
-def look_of(task: str, variant: str) -> Look:
-    """What a variant of the Google robot's task looks like. Raises UserError as check_variant."""
-    check_variant(task, variant)
-    return looks(task)[variant]
-
-
 # --- objects that are not baked -------------------------------------------------------------------
 
 # kg/m³, of SIMPLER's object table; ours holds the models of visual matching alone.

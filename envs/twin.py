@@ -83,9 +83,7 @@ class CabinetTwin(TwinRobot):
 class TableTwin(TwinRobot):
     """A table with a coke can, or with move near's three things."""
 
-    def __init__(
-        self, size: tuple[int, int], task: Task, randomise: Randomise, look: Look
-    ) -> None:
+    def __init__(self, size: tuple[int, int], task: Task, randomise: Randomise, look: Look) -> None:
         things = NEAR_THINGS if task.name == "move_near" else COKE_THINGS
         super().__init__(scene.build_table(*size, things, look), size, randomise)
         self._task = task
@@ -144,6 +142,15 @@ class TableTwin(TwinRobot):
         return found
 
 
+def check_options(task: Task, randomise: str | Randomise, handles: str) -> None:
+    """Raises UserError for what `make_mujoco` does not take."""
+    level(randomise)
+    if handles not in HANDLES:
+        raise UserError(f"handles={handles}: choose one of {', '.join(HANDLES)}")
+    if handles != "visual" and task.name in TABLE_RULES:
+        raise UserError(f"handles={handles}: only with a drawer task; leave it out")
+
+
 def make_mujoco(
     task: Task,
     placement: str = "mild",
@@ -161,11 +168,10 @@ def make_mujoco(
     UserError.
     """
     asked_renderer()  # a wrong choice is told now
-    ranges = level(randomise)
-    if handles not in HANDLES:
-        raise UserError(f"handles={handles}: choose one of {', '.join(HANDLES)}")
+    check_options(task, randomise, handles)
     if look is not None and look.room not in ROOMS:
-        raise UserError(f"look.room={look.room}: choose one of {', '.join(ROOMS)}")
+        raise UserError(f"room={look.room}: choose one of {', '.join(ROOMS)}")
+    ranges = level(randomise)
     if task.name in TABLE_RULES:
         twin = TableTwin(image_size, task, ranges, look or TABLE_LOOK)
     else:

@@ -21,22 +21,22 @@ NEAR_THINGS = tuple(sorted({name for triplet in TRIPLETS for name in triplet}))
 # kg/m³: SIMPLER's object table, but for the can to pick, and apple and orange of move near.
 DENSITY = {COKE: 100, "baked_apple_v2": 200, "orange": 200, "baked_sponge_v2": 150}
 HOLLOW = 50  # cans and bottle
-PARKED = np.array([0.0, 0.0, -1.5])
+PARKED = -1.5  # m
 
-AROUND = 32  # corners of a turned shape
+AROUND = 24  # corners of a turned shape
 TO_Y = (np.sqrt(0.5), -np.sqrt(0.5), 0.0, 0.0)  # a lathe's axis z becomes y: cans lie along it
 CAN = ((0.0, -0.955), (0.70, -0.955), (0.78, -1.0), (0.97, -0.90), (1.0, -0.86), (1.0, 0.82),
        (0.96, 0.88), (0.83, 0.97), (0.80, 1.0), (0.74, 0.975), (0.0, 0.975))  # fmt: skip
 BOTTLE = ((0.0, -0.97), (0.75, -1.0), (0.97, -0.94), (1.0, -0.88), (1.0, 0.30), (0.93, 0.42),
           (0.72, 0.58), (0.50, 0.70), (0.44, 0.74), (0.44, 0.80), (0.50, 0.81), (0.50, 0.99),
           (0.44, 1.0), (0.0, 1.0))  # fmt: skip
-SILVER, WHITE, RED = (0.80, 0.81, 0.83), (0.95, 0.95, 0.94), (0.78, 0.05, 0.07)
+SILVER, WHITE, RED = (0.62, 0.63, 0.65), (0.92, 0.92, 0.91), (0.72, 0.05, 0.07)
 
 
 def add_objects(spec: mujoco.MjSpec, names: Sequence[str]) -> None:
     """One free body of the model's name for each, its joint too; all parked."""
     for n, name in enumerate(names):
-        body = spec.worldbody.add_body(name=name, pos=PARKED + [0.4 * n, 0, 0], gravcomp=1)
+        body = spec.worldbody.add_body(name=name, pos=(0.4 * n, 0, PARKED), gravcomp=1)
         body.add_freejoint(name=name)
         size = np.array(MODELS[name].box) / 2
         if "sponge" in name:
@@ -49,7 +49,7 @@ def add_objects(spec: mujoco.MjSpec, names: Sequence[str]) -> None:
             _can(spec, body, size)
 
 
-def _solid(body: Body, kind: mujoco.mjtGeom, size: Sequence[float], **options) -> None:
+def _solid(body: Body, kind: mujoco.mjtGeom, size, **options) -> None:
     """A collision shape, not seen; parked, until a reset lets it collide."""
     body.add_geom(
         name=body.name if not options.get("pos") else f"{body.name}_neck",
@@ -100,8 +100,8 @@ def _fruit(spec: mujoco.MjSpec, body: Body, size: np.ndarray) -> None:
 def _sponge(spec: mujoco.MjSpec, body: Body, size: np.ndarray) -> None:
     _solid(body, mujoco.mjtGeom.mjGEOM_BOX, size)
     rng = np.random.default_rng(1)
-    for name, colour, holes in (("foam", (0.93, 0.78, 0.22), 0.10), ("scrub", (0.16, 0.42, 0.22), 0.05)):
-        picture = np.array(colour) - holes * (rng.random((128, 128, 1)) < 0.3)
+    for name, colour in (("foam", (0.93, 0.78, 0.22)), ("scrub", (0.16, 0.42, 0.22))):
+        picture = np.array(colour) - 0.07 * (rng.random((128, 128, 1)) < 0.3)
         add_painted(spec, name, picture, specular=0.0, shininess=0.0)
     layer = 0.22 * size[2]  # half the thickness of the scrubbing side
     for material, z, half in (("foam", -layer, size[2] - layer), ("scrub", size[2] - layer, layer)):
@@ -156,11 +156,12 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
     return around, 1 - down
 
 
-def _label(ground, ends: tuple[float, float] = (0.07, 0.92)) -> tuple:
+def _label(ground, ends=(0.06, 0.93)) -> tuple:
     """A plain can's picture with silver ends, and its pixels' coordinates."""
     around, up = _grid()
     picture = np.broadcast_to(np.array(ground, np.float64), (*up.shape, 3)).copy()
     picture[(up < ends[0]) | (up > ends[1])] = SILVER
+    picture[(up > 0.98) & (up < 0.993)] = 0.75 * np.array(SILVER)  # the lid, below its rim
     return picture, around, up, (up >= ends[0]) & (up <= ends[1])
 
 
@@ -189,7 +190,8 @@ def pepsi_label() -> np.ndarray:
 def seven_up_label() -> np.ndarray:
     """Green, with a yellow band and red dots."""
     picture, around, up, side = _label((0.03, 0.48, 0.22))
-    picture[side & (np.abs(up - 0.30 - 0.06 * np.sin(4 * np.pi * around)) < 0.05)] = (0.9, 0.85, 0.2)
+    wave = up - 0.30 - 0.06 * np.sin(4 * np.pi * around)
+    picture[side & (np.abs(wave) < 0.05)] = (0.9, 0.85, 0.2)
     dot = (((2 * around) % 1 - 0.5) * 2.0) ** 2 + ((up - 0.60) * 2.3) ** 2
     picture[side & (dot < 0.25)] = WHITE
     picture[side & (dot < 0.16)] = RED
@@ -209,17 +211,19 @@ def redbull_label() -> np.ndarray:
 
 def bottle_label() -> np.ndarray:
     """Blue plastic with a white label and a white cap."""
-    picture, around, up, _ = _label((0.10, 0.36, 0.72), ends=(-1, 2))
+    around, up = _grid()
+    blue = np.array([0.10, 0.36, 0.72])
+    picture = np.broadcast_to(blue, (*up.shape, 3)).copy()
     band = (up > 0.22) & (up < 0.56)
     picture[band] = WHITE
-    picture[band & (np.abs(up - 0.42 - 0.04 * np.sin(4 * np.pi * around)) < 0.03)] = (0.1, 0.36, 0.72)
+    picture[band & (np.abs(up - 0.42 - 0.04 * np.sin(4 * np.pi * around)) < 0.03)] = blue
     picture[up > 0.905] = WHITE
     return picture
 
 
 def apple_skin() -> np.ndarray:
     """Red, lighter streaks, greenish about the stem."""
-    around, up = _grid()
+    _, up = _grid()
     streaks = np.random.default_rng(2).normal(0, 0.05, (1, 256, 1))
     skin = np.array([0.72, 0.07, 0.08]) + streaks * [1.0, 0.5, 0.3]
     green = np.clip((up - 0.86) / 0.14, 0, 1)[..., None] ** 1.5

@@ -55,9 +55,9 @@ DRAWN_COLOUR = "colour_{}_{}"
 # What `apply` and the table's reset edit.
 _FIELDS = (
     "actuator_biasprm", "actuator_gainprm", "body_conaffinity", "body_contype", "body_gravcomp",
-    "body_inertia", "body_invweight0", "body_mass", "body_subtreemass", "cam_pos", "cam_quat", "dof_damping", "dof_frictionloss",
-    "dof_invweight0", "geom_conaffinity", "geom_contype", "geom_friction", "geom_matid",
-    "geom_rgba", "light_diffuse", "light_dir", "mat_rgba",
+    "body_inertia", "body_invweight0", "body_mass", "body_subtreemass", "cam_pos", "cam_quat",
+    "dof_damping", "dof_frictionloss", "dof_invweight0", "geom_conaffinity", "geom_contype",
+    "geom_friction", "geom_matid", "geom_rgba", "light_diffuse", "light_dir", "mat_rgba",
 )  # fmt: skip
 
 
@@ -169,8 +169,8 @@ def _patterns(model: mujoco.MjModel, drawn: dict[str, float]) -> None:
 
 
 def _drawer_dofs(model: mujoco.MjModel) -> list[int]:
-    slides = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE)
-    return [model.jnt_dofadr[j] for j in slides if model.joint(j).name.startswith("drawer_")]
+    slides = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE).tolist()
+    return [int(model.jnt_dofadr[j]) for j in slides if model.joint(j).name.startswith("drawer_")]
 
 
 def _weigh(model: mujoco.MjModel, factor: float) -> None:

@@ -94,6 +94,7 @@ class RayRenderer:
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int) -> None:
         self._model, self._height, self._width = model, height, width
+
     def render(self, data: mujoco.MjData, camera: str) -> Frame:
         cam = self._model.camera(camera).id
         origin, turn = data.cam_xpos[cam].copy(), data.cam_xmat[cam].reshape(3, 3)

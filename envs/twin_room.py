@@ -7,15 +7,16 @@
 import mujoco
 import numpy as np
 
+from selfflow.datasets.rotations import compose, from_axis_angle
 from selfflow.envs.twin_body import VISUAL, WORLD, Body, box
 
 WOOD, STEEL = (0.72, 0.55, 0.38, 1), (0.62, 0.63, 0.66, 1)
 ROOMS = ("plain", "office")
 TEXTURE_SIZE = 256
-# Materials that a floor, and a table or cabinet, may have: the first unless it is drawn (Randomise).
+# Materials that floor and table or cabinet may have: the first, unless drawn (twin_random.py).
 FLOORS = ("tiles", "parquet", "concrete", "checks")
 TOPS = ("wood", "dark_wood", "laminate", "marble")
-_DESK, _LEAF, _CHAIR = (0.75, 0.72, 0.66, 1), (0.22, 0.42, 0.20, 1), (0.16, 0.18, 0.22, 1)
+_DESK, _LEAF, _CHAIR = (0.75, 0.72, 0.66, 1), (0.20, 0.36, 0.17, 1), (0.20, 0.23, 0.30, 1)
 
 
 def add_room(spec: mujoco.MjSpec) -> None:
@@ -66,10 +67,14 @@ def add_office(spec: mujoco.MjSpec) -> None:
     _desk(world.add_body(name="desk", pos=(-1.45, -0.85, 0.017)))
     _chair(world.add_body(name="chair", pos=(-0.95, -1.0, 0.017)))
     _plant(world.add_body(name="plant", pos=(-1.45, 0.15, 0.017)))
-    _sun(world, (0.52, 0.51, 0.48))
+    # From the robot's left: its shadow falls beside the table. The shadow map covers that only.
+    _sun(world, (0.42, 0.41, 0.38), position=(-0.1, -0.9, 2.6), direction=(-0.12, 0.62, -1))
+    spec.stat.extent, spec.stat.center = 2.0, (-0.3, 0.2, 0.7)
+    spec.visual.map.shadowclip = 0.55
     world.add_light(
-        name="fill", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=(0.5, -1.5, 2.6),
-        dir=(-0.3, 0.6, -0.8), diffuse=(0.17, 0.18, 0.20), specular=(0, 0, 0), castshadow=False,
+        name="fill", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=(1.0, 1.2, 2.6),
+        dir=(-0.6, -0.4, -0.8), diffuse=(0.20, 0.20, 0.21), specular=(0.1, 0.1, 0.1),
+        castshadow=False,
     )  # fmt: skip
 
 
@@ -81,6 +86,9 @@ def add_patterns(spec: mujoco.MjSpec) -> None:
     coarse = np.kron(rng.normal(0, 1, (n // 8, n // 8, 1)), np.ones((8, 8, 1)))
     wood = planks(rng)[::2, ::2]
     boards = 0.05 * ((np.arange(n) // 16 % 2)[:, None, None] - 0.5)
+    x, y = np.meshgrid(np.linspace(0, 1, n), np.linspace(0, 1, n))
+    bent = x + 0.6 * y + 0.10 * np.sin(9 * y) + 0.05 * np.sin(23 * x + 5 * y)
+    vein = np.exp(-12 * np.abs(np.sin(9 * bent)))[..., None]
     blocks = np.kron([[0.0, 1.0], [1.0, 0.0]], np.ones((n // 2, n // 2)))[..., None]
     pictures = {
         "parquet": (0.85 * wood + boards, (5, 5)),
@@ -88,7 +96,7 @@ def add_patterns(spec: mujoco.MjSpec) -> None:
         "checks": (0.35 + 0.25 * blocks + np.zeros(3), (8, 8)),
         "dark_wood": (0.55 * wood, (1, 1)),
         "laminate": (0.80 + 0.012 * speckle + np.array([0.02, 0.01, -0.03]), (1, 1)),
-        "marble": (0.62 + 0.03 * coarse + 0.02 * speckle + np.array([0.0, 0.01, 0.03]), (1, 1)),
+        "marble": (0.70 - 0.16 * vein + 0.01 * speckle + np.array([0.0, 0.01, 0.03]), (1, 1)),
     }
     for name, (picture, repeat) in pictures.items():
         paint(spec, name, picture)
@@ -99,7 +107,7 @@ def add_material(
     spec: mujoco.MjSpec,
     name: str,
     texture: str,
-    repeat: tuple[float, float] = (1, 1),
+    repeat: tuple[int, int] = (1, 1),
     specular: float = 0.1,
     shininess: float = 0.5,
 ) -> None:
@@ -141,10 +149,10 @@ def planks(rng: np.random.Generator) -> np.ndarray:
     return np.array([0.70, 0.54, 0.38]) + grain[..., None] * [1.0, 0.95, 0.8]
 
 
-def _sun(world: Body, colour: tuple[float, float, float]) -> None:
+def _sun(world: Body, colour, position=(1.2, 0.6, 2.6), direction=(-0.5, -0.25, -1)) -> None:
     world.add_light(
-        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=(1.2, 0.6, 2.6),
-        dir=(-0.5, -0.25, -1), diffuse=colour, castshadow=True,
+        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=position, dir=direction,
+        diffuse=colour, castshadow=True,
     )  # fmt: skip
 
 
@@ -174,11 +182,13 @@ def _chair(body: Body) -> None:
 
 def _plant(body: Body) -> None:
     _cylinder(body, (0, 0, 0.14), 0.13, 0.28, (0.80, 0.78, 0.74, 1))
-    for n in range(9):
-        turn, lean = 2 * np.pi * n / 9, 0.10 + 0.05 * (n % 3)
-        away = np.array([np.cos(turn), np.sin(turn), 0])
+    for n in range(14):
+        turn, lean = 2.4 * n, 0.35 + 0.5 * (n % 5) / 5  # by the golden angle
+        middle = np.array([0.0, 0.0, 0.30]) + 0.20 * np.array(
+            [np.cos(turn) * np.sin(lean), np.sin(turn) * np.sin(lean), np.cos(lean)]
+        )
+        upright = compose(from_axis_angle([0, 0, turn]), from_axis_angle([0, lean, 0]))
         body.add_geom(
-            type=mujoco.mjtGeom.mjGEOM_CAPSULE, size=(0.025, 0, 0), rgba=_LEAF,
-            fromto=(*(0.03 * away + [0, 0, 0.26]), *(lean * away * 1.6 + [0, 0, 0.5 + 0.06 * (n % 4)])),
-            **VISUAL,
+            type=mujoco.mjtGeom.mjGEOM_ELLIPSOID, size=(0.012, 0.055, 0.19), pos=middle,
+            quat=upright, rgba=_LEAF, **VISUAL,
         )  # fmt: skip

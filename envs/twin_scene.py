@@ -41,9 +41,7 @@ class Look:
 TABLE_LOOK = Look(room="office")
 
 
-def build(
-    height: int, width: int, look: Look = Look(), handles: str = "visual"
-) -> mujoco.MjModel:
+def build(height: int, width: int, look: Look = Look(), handles: str = "visual") -> mujoco.MjModel:
     """The compiled cabinet scene, offscreen buffer at least height × width; handles: HANDLES."""
     spec = _start(height, width, look)
     _cabinet(spec, handles)

@@ -26,6 +26,7 @@ from selfflow.envs.simpler import SHADERS, samples_of
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_expert import expert_for
 from selfflow.envs.simpler_variants import MATCHED, check_variant
+from selfflow.envs.table_tasks import TABLE_RULES
 from selfflow.envs.tasks import DRAWER_RULES, RULES
 from selfflow.policies.base import Policy
 from selfflow.policies.limits import Limits
@@ -36,6 +37,8 @@ SIMPLER_ONLY = ["urdf_version", "shader", "samples", "variant"]  # keys that the
 DECODING = ("decode", "execute", "steps", "solver", "guidance", "ensemble", "delay")
 # keys that came after some rollouts had begun
 LATER = (*DECODING[3:], "decode", "max_metres", "max_radians", "low_pass", "workspace")
+LATER += ("randomise", "handles")
+TWIN_ONLY = {"randomise": "none", "handles": "visual"}  # keys that the others have not
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
 
 
@@ -72,6 +75,8 @@ class RolloutConfig:
     max_radians: float | None = None
     low_pass: float = 0.0
     workspace: list[float] | None = None
+    randomise: str = "none"
+    handles: str = "visual"
 
     @property
     def spec(self) -> Task:
@@ -152,6 +157,7 @@ def check(config: RolloutConfig) -> None:
         check_variant(task.name, config.variant)
     elif config.variant != MATCHED:
         raise UserError(f"variant={config.variant}: only with backend=simpler; choose that")
+    check_twin(config.backend, task, config.randomise, config.handles)
     if config.gripper != "opening" and config.backend != "simpler":
         raise UserError(
             f"gripper={config.gripper}: only with backend=simpler; choose that, or gripper=opening"
@@ -174,16 +180,30 @@ def check(config: RolloutConfig) -> None:
 
 
 def tasks_of(backend: str) -> tuple[str, ...]:
-    """Names of the tasks that the simulator has: the twin and the fake stand at the cabinet, and
-    ManiSkill has the WidowX only."""
+    """Names of the tasks that the simulator has: the twin has the Google robot's, the fake stands
+    at the cabinet, and ManiSkill has the WidowX only."""
+    if backend == "mujoco":
+        return (*DRAWER_RULES, *TABLE_RULES)
     if backend == "maniskill":
         return tuple(BRIDGE_RULES)
     return tuple(RULES if backend == "simpler" else DRAWER_RULES)
 
 
+def check_twin(backend: str, task: Task, randomise: str, handles: str = "visual") -> None:
+    """Raises UserError for what the twin cannot be, and for its keys with another simulator."""
+    if backend == "mujoco":
+        from selfflow.envs.twin import check_options
+
+        return check_options(task, randomise, handles)
+    for key, value in (("randomise", randomise), ("handles", handles)):
+        if value != TWIN_ONLY[key]:
+            raise UserError(f"{key}={value}: only with backend=mujoco; leave it out")
+
+
 def make_env(config: RolloutConfig) -> RobotEnv:
     """The task in the config's simulator."""
-    names = ("gripper", *SIMPLER_ONLY) if config.backend == "simpler" else ()
+    own = {"simpler": ("gripper", *SIMPLER_ONLY), "mujoco": tuple(TWIN_ONLY)}
+    names = own.get(config.backend, ())
     options = {name: getattr(config, name) for name in names}
     return BACKENDS[config.backend](
         config.spec, config.placement, pictures=config.pictures, **options
@@ -217,10 +237,10 @@ class Expert:
 # takes seconds to load.
 
 
-def _mujoco(task: Task, placement: str, pictures: bool = True) -> RobotEnv:
+def _mujoco(task: Task, placement: str, **options: Any) -> RobotEnv:
     from selfflow.envs.twin import make_mujoco
 
-    return make_mujoco(task, placement, pictures=pictures)
+    return make_mujoco(task, placement, **options)
 
 
 def _simpler(task: Task, placement: str, **options: Any) -> RobotEnv:

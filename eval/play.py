@@ -44,6 +44,7 @@ class PlayConfig:
     task: str
     backend: str
     placement: str
+    randomise: str
     seed: int
     checkpoint: str | None
     episode: int
@@ -67,6 +68,7 @@ class PlayConfig:
             "task": self.task,
             "backend": self.backend,
             "placement": self.placement,
+            "randomise": self.randomise,
             "seed": self.seed,
             "split": split,
             "episodes": 1,
@@ -222,7 +224,8 @@ def main(config: PlayConfig) -> None:
     if isinstance(source, EpisodeStore) and source.header.backend == "mujoco" and not config.frames:
         episode, header = source.record(config.episode), source.header
         again = {"task": header.task, "backend": "mujoco", "placement": header.placement,
-                 "seed": episode.seed, "policy": "hold", "checkpoint": None}  # fmt: skip
+                 "seed": episode.seed, "policy": "hold", "checkpoint": None,
+                 "randomise": episode.meta.get("randomise", "none")}  # fmt: skip
         rollout = config.rollout(**again)
         play_simulated(config, rollout, lambda env, record: replay(env, episode, record))
         return

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -30,7 +31,7 @@ from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import perturb
 from selfflow.envs.simpler_expert import Script, expert_for
 from selfflow.envs.tasks import photographs
-from selfflow.eval.parts import BACKENDS, tasks_of
+from selfflow.eval.parts import BACKENDS, check_twin, tasks_of
 from selfflow.eval.video import contact_sheet
 from selfflow.eval.workers import run_jobs
 
@@ -57,6 +58,7 @@ class RecordConfig:
     linger: int
     keep_failures: bool
     out: str
+    randomise: str = "none"
 
 
 def check(config: RecordConfig) -> None:
@@ -69,13 +71,14 @@ def check(config: RecordConfig) -> None:
             f"task={task.name}: not built yet with backend={config.backend}; "
             f"choose one of {', '.join(have)}"
         )
+    check_twin(config.backend, task, config.randomise)
     check_placement(config)
     check_image_size(config)
     check_seeds(config.seed, config.episodes, "train")
     for key, least, most in (
         ("episodes", 1, inf),
         ("workers", 1, inf),
-        ("linger", 0, inf),
+        ("linger", 1, inf),
         ("noise", 0, 1),
         ("noise_turn", 0, 1),
         ("noisy_episodes", 0, 1),
@@ -106,8 +109,12 @@ def check_image_size(config: RecordConfig) -> None:
     size = config.image_size
     if size is None:
         return
+    if config.backend == "mujoco":
+        if len(size) != 2 or min(size) < 1:
+            raise UserError(f"image_size={size}: must be [height, width], each 1 or more")
+        return
     if config.backend != "simpler":
-        raise UserError(f"image_size={size}: only with backend=simpler; leave it out")
+        raise UserError(f"image_size={size}: only with backend=mujoco or simpler; leave it out")
     height, width = usual = SIMPLER_SIZES[task_named(config.task).embodiment]
     if len(size) != 2 or min(size) < 1 or size[0] * width != size[1] * height:
         raise UserError(f"image_size={size}: must be [height, width] in the ratio of {list(usual)}")
@@ -133,7 +140,7 @@ def header_of(config: RecordConfig) -> StoreHeader:
     cameras = EMBODIMENTS[task.embodiment].cameras
     header = StoreHeader(task.embodiment, task.name, cameras, config.backend)
     if config.backend != "simpler":
-        return header
+        return replace(header, image_size=tuple(config.image_size)) if config.image_size else header
     height, width = config.image_size or SIMPLER_SIZES[task.embodiment]
     return replace(
         header,
@@ -185,6 +192,7 @@ def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfi
             "noise": config.noise * noisy,  # of this episode: another run may continue the store
             "noise_turn": config.noise_turn * noisy,
             "noisy_steps": config.noisy_steps * noisy,
+            "randomise": config.randomise,
         },
     )
 
@@ -232,7 +240,9 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
     Raises UserError as the environment's maker does, and when train seeds are used up.
     """
     task, header = task_named(config.task), header_of(config)
-    options = {"image_size": header.image_size} if header.image_size else {}
+    options: dict[str, Any] = {"image_size": header.image_size} if header.image_size else {}
+    if config.backend == "mujoco":
+        options["randomise"] = config.randomise
     env = BACKENDS[config.backend](task, header.placement, **options)
     try:
         with StoreWriter(config.out, f"{worker:03d}", header) as writer:

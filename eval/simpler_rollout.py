@@ -39,8 +39,15 @@ def check(config: RolloutConfig) -> None:
 
 def main(config: RolloutConfig) -> dict[str, Any]:
     """Runs what is still missing in `out`; returns the summary that it writes there."""
-    if config.suite:
-        return suite.run(config, main)
+    try:
+        return suite.run(config, one_rollout) if config.suite else one_rollout(config)
+    except KeyboardInterrupt:
+        print(f"stopped; continue with the same command and out={config.out}")
+        raise
+
+
+def one_rollout(config: RolloutConfig) -> dict[str, Any]:
+    """One task's episodes; returns their summary."""
     folder, identity = Path(config.out), config.identity()
     done = {e.seed: e for e in results.read_episodes(folder) if e.seed in config.seeds}
     missing = [seed for seed in config.seeds if seed not in done]
@@ -60,14 +67,8 @@ def main(config: RolloutConfig) -> dict[str, Any]:
         display.update(message)
 
     with Display(config, console, done) as display:
-        try:
-            if missing:
-                run_seeds(config, missing, folder, report)
-        except KeyboardInterrupt:
-            console.print(
-                f"stopped; continue with the same command and out={folder}", soft_wrap=True
-            )
-            raise
+        if missing:
+            run_seeds(config, missing, folder, report)
     results.write_episodes(folder, results.read_episodes(folder))  # in the order of seeds
     summary = identity | {"version": version("selfflow"), "folder": str(folder)}
     if config.policy == "checkpoint":

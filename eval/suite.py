@@ -94,7 +94,11 @@ def run(config: RolloutConfig, rollout: Callable[[RolloutConfig], Row]) -> Row:
     results.write_json(folder / results.CONFIG, identity(config))
     rows = []
     for variant in runnable:
-        row = rollout(single(config, variant))
+        try:
+            row = rollout(single(config, variant))
+        except simpler_assets.AssetMissing as e:  # a file that its `needs` do not name
+            skipped.append((variant, str(e)))
+            continue
         row |= {"variant": variant.name, "cells": variant.cells, "counts": variant.counts}
         rows.append(row | {"urdf_version": variant.urdf_version, "paper_shader": variant.shader})
     summary = identity(config) | {

@@ -51,6 +51,7 @@ class TeleopConfig:
     backend: str
     placement: str | None
     image_size: list[int] | None
+    randomise: str
     seed: int
     episodes: int | None
     device: str
@@ -67,7 +68,7 @@ class TeleopConfig:
 
     def recorder(self) -> record_demos.RecordConfig:
         """The same, as the recorder of demonstrations has it. Raises UserError."""
-        same = ("task", "backend", "placement", "image_size", "seed", "out")
+        same = ("task", "backend", "placement", "image_size", "randomise", "seed", "out")
         given = {key: getattr(self, key) for key in same}
         said = [f"{k}={'null' if v is None else repr(v)}" for k, v in given.items()]
         return compose(record_demos.RecordConfig, "record", [*said, "episodes=1"])
@@ -153,9 +154,9 @@ class Take:
             self.told = self.env.advance_subtask()["instruction"]
             self.done, self.advanced = True, self.advanced + 1
 
-    def record(self, device: str, last: bool, seconds: float) -> EpisodeRecord:
+    def record(self, last: bool, **meta: Any) -> EpisodeRecord:
         """As the recorder of demonstrations has it; what was executed is the label. `last` says
-        that the last subtask was called done."""
+        that the last subtask was called done; `meta` is noted with the episode."""
         begin, end = self.infos[0], self.infos[-1]
         actions = np.stack(self.actions).astype(np.float32)
         states = [info["privileged"] for info in self.infos]
@@ -174,9 +175,8 @@ class Take:
                 "progress": end["progress"],
                 "ik_failed": end["ik_failed"],
                 "forced": self.env.subtask > self.advanced,
-                "device": device,
-                "seconds": round(seconds, 1),  # that the operator took
-            },
+            }
+            | meta,
         )
 
 
@@ -198,8 +198,9 @@ def drive(
         wanted = device.read()
         if end := ending(take, wanted, config.keep_failures):
             last = devices.DONE in wanted.commands and env.final_subtask and not take.done
-            spent = time.monotonic() - began
-            return end, take.record(config.device, last, spent) if take.actions else None
+            spent = round(time.monotonic() - began, 1)  # s that the operator took
+            said = {"device": config.device, "randomise": config.randomise, "seconds": spent}
+            return end, take.record(last, **said) if take.actions else None
         if wanted.commands:
             show(take, pilot)
         action = None if take.truncated else pilot.action(wanted, still=not config.wait)
@@ -308,9 +309,10 @@ def main(config: TeleopConfig) -> None:
                 held.callback(page.close)
             device = open_device(config.device, config.keys, page.take_keys if page else list)
             held.callback(device.close)
-            options = {"image_size": header.image_size} if header.image_size else {}
-            task = task_named(config.task)
-            env = BACKENDS[config.backend](task, header.placement, **options)
+            options: dict[str, Any] = {"image_size": header.image_size} if header.image_size else {}
+            if config.backend == "mujoco":
+                options["randomise"] = config.randomise
+            env = BACKENDS[config.backend](task_named(config.task), header.placement, **options)
             held.callback(env.close)
             show = held.enter_context(shown(config, env, page))
             writer = held.enter_context(StoreWriter(config.out, SHARD, header))

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from selfflow.datasets.spec import Observation, UserError
 from selfflow.envs.base import RobotEnv
 
+AHEAD = 0.7  # m before the head camera
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
@@ -60,7 +61,15 @@ class Window:
             raise UserError("a window shows MuJoCo only; choose view=web or backend=mujoco")
         if not has_display():
             raise UserError("a window needs a display, and there is none; choose view=web")
-        self._handle = _viewer().launch_passive(*found, show_left_ui=False, show_right_ui=False)
+        model, data = found
+        self._handle = _viewer().launch_passive(
+            model, data, show_left_ui=False, show_right_ui=False
+        )
+        head = model.camera(env.embodiment.cameras[0]).id
+        with self._handle.lock():  # over the robot's shoulder, at what its head looks at
+            view, ahead = self._handle.cam, -data.cam_xmat[head].reshape(3, 3)[:, 2]
+            view.lookat[:] = data.cam_xpos[head] + AHEAD * ahead
+            view.distance, view.azimuth, view.elevation = 2.3, 220, -25
 
     @property
     def closed(self) -> bool:

@@ -133,8 +133,10 @@ def _episode(
 
         def record(observation: Observation, info: Info, step: int) -> None:
             image = observation["images"][camera]
-            image = beside(image, step) if beside else image
-            frame = captioned(image, observation["instruction"], step, info["success"])
+            told = observation["instruction"]
+            if beside:
+                image, told = beside(image, step), f"{told}   (real | imagined)"
+            frame = captioned(image, told, step, info["success"])
             film.add(frame)
             if number == 0:
                 frames.append(thumbnail(frame))

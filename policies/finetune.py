@@ -19,7 +19,7 @@ from selfflow.datasets.compatibility import settle
 from selfflow.datasets.loading import prefetch
 from selfflow.datasets.normalize import Statistics, from_json, to_json
 from selfflow.datasets.source import open_sources
-from selfflow.datasets.spec import EMBODIMENTS
+from selfflow.datasets.spec import EMBODIMENTS, task_named
 from selfflow.datasets.text import text_encoder
 from selfflow.policies import lora
 from selfflow.policies.finetune_config import FinetuneConfig
@@ -56,6 +56,9 @@ def check(config: FinetuneConfig) -> None:
         check_run(config)
         if config.train == "lora":
             lora.check()
+        if config.select_minutes and "simpler_rollout" in config.select_command:
+            for task in config.select_tasks:
+                task_named(task)
         if config.init is not None:
             check_init(config, load(config.init))
 

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from selfflow.worldmodel.checkpoint import last, read_json, step_of, write_json, write_text
 from selfflow.worldmodel.errors import RunError
 
@@ -95,19 +97,24 @@ class Selection:
         evaluated too. Raises `error`."""
         if not self.minutes:
             return
-        if complete and not self.error:
-            print("selection: evaluating what is left, up to the last checkpoint", flush=True)
-        while complete and not self.error:
-            if self._process is None and not self._begin():
-                break
-            if self._process is not None:
-                self._process.wait()
-                self.step()
+        if complete:
+            self._finish_all()
+        elif self._process is not None:
+            print(f"selection: the next sitting goes on with {self._folder.name}")
         if self.error:
             raise self.error
         if (self.run / BEST).is_dir():
             row = read_json(self.run / BEST / ROW)
             print(f"best: {self.run / BEST}, {_told(row)}; all: {self.run / ROWS}")
+
+    def _finish_all(self) -> None:
+        """Waits for what is under way, then evaluates the last checkpoint."""
+        with Console().status("selection: rolling out") as status:
+            while not self.error and (self._process is not None or self._begin()):
+                if self._process is not None:
+                    status.update(f"selection: {self._folder.name} on {self._left[0]}")
+                    self._process.wait()
+                    self.step()
 
     def _begin(self) -> bool:
         """Starts with what was left over, else with the newest checkpoint, once."""

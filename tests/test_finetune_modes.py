@@ -1,10 +1,6 @@
-"""What fine-tuning trains and keeps, and how a checkpoint is selected by a rollout."""
+"""What fine-tuning trains, what it keeps, and what stays to the bit."""
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +9,15 @@ import pytest
 import torch
 
 from selfflow.configs.entry import compose
+from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import UserError
+from selfflow.datasets.windows import Mixture
 from selfflow.policies import finetune, lora
 from selfflow.policies.finetune_config import FinetuneConfig, LoraSize
 from selfflow.policies.flow_policy import load_policy
 from selfflow.policies.head import PolicyModel
-from selfflow.policies.selection import Selection, words
 from selfflow.policies.student import build, trained, usable
-from selfflow.worldmodel import checkpoint, train
-from selfflow.worldmodel.errors import RunError
+from selfflow.worldmodel import batches, checkpoint, train
 from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.loop import State, generator
 from selfflow.worldmodel.train_config import ModelSize, TrainConfig
@@ -88,7 +84,10 @@ def shortened(name: str) -> str:
     return ".".join([part, *rest[: 2 if rest[0] == "blocks" else 1]])
 
 
-@pytest.mark.parametrize("mode", PARTS)
+adapters = pytest.mark.slow  # importing peft takes seconds
+
+
+@pytest.mark.parametrize("mode", [*list(PARTS)[:3], pytest.param("lora", marks=adapters)])
 def test_frozen_parameters_stay_to_the_bit(mode: str, config: FinetuneConfig) -> None:
     config = replace(config, train=mode, weight_decay=0.1)
     torch.manual_seed(0)
@@ -107,7 +106,13 @@ def test_frozen_parameters_stay_to_the_bit(mode: str, config: FinetuneConfig) ->
         assert all(lora.is_adapter(k) for k in changed if k.startswith("backbone"))
 
 
-@pytest.mark.parametrize("keys", [{"train": "lora"}, {"train": "last", "keep_self_flow": 0.5}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param({"train": "lora"}, marks=adapters),
+        {"train": "last", "keep_self_flow": 0.5},
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     keys: dict, config: FinetuneConfig, tmp_path: Path
 ) -> None:
@@ -118,7 +123,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     finetune.main(halves)
     assert logged(config.out) == logged(halves.out)
     a, b = (checkpoint.load_training(checkpoint.resolve(c.out)) for c in (config, halves))
-    for mine, theirs in ((a.average, b.average), (a.student, b.student), (a.optimizer, b.optimizer)):
+    for mine, theirs in (
+        (a.average, b.average),
+        (a.student, b.student),
+        (a.optimizer, b.optimizer),
+    ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine)
 
@@ -132,6 +141,7 @@ def random_adapters(config: FinetuneConfig) -> PolicyModel:
     return student.eval()
 
 
+@adapters
 def test_merged_adapters_compute_the_same(config: FinetuneConfig) -> None:
     config = replace(config, train="lora", lora=LoraSize(rank=3, alpha=5.0))
     student = random_adapters(config)
@@ -150,17 +160,12 @@ def test_merged_adapters_compute_the_same(config: FinetuneConfig) -> None:
         assert not torch.allclose(a, plain.memory(tokens, {}), atol=1e-3)
 
 
-def test_loading_adapters_needs_no_peft(config: FinetuneConfig) -> None:
-    finetune.main(replace(config, train="lora"))
-    code = (
-        "import sys\n"
-        "from selfflow.policies.flow_policy import load_policy\n"
-        f"load_policy({config.out!r})\n"
-        "assert 'peft' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    names = checkpoint.load(config.out, "policy").weights
-    assert not [k for k in names if "lora" in k or "base_layer" in k]
+@adapters
+def test_a_checkpoint_holds_adapters_merged(config: FinetuneConfig) -> None:
+    finetune.main(replace(config, train="lora", steps=1))
+    names = checkpoint.load(config.out, "policy").weights.keys()
+    assert names == PolicyModel(config.encoder, config.head).state_dict().keys()
+    load_policy(config.out)
 
 
 def test_the_kept_loss_is_the_pretrainings(config: FinetuneConfig, pretrained: Path) -> None:
@@ -177,7 +182,10 @@ def test_the_kept_loss_is_the_pretrainings(config: FinetuneConfig, pretrained: P
     assert kept.part("backbone").keys() == before.keys()
     assert not kept.part("projector")
     changed = {k for k, v in before.items() if not torch.equal(v, kept.part("backbone")[k])}
-    assert {shortened(f"backbone.{k}") for k in changed} >= {"backbone.blocks.3", "backbone.outputs"}
+    assert {shortened(f"backbone.{k}") for k in changed} >= {
+        "backbone.blocks.3",
+        "backbone.outputs",
+    }
 
 
 def test_gradients_of_both_losses_add_up(config: FinetuneConfig) -> None:
@@ -186,9 +194,7 @@ def test_gradients_of_both_losses_add_up(config: FinetuneConfig) -> None:
         torch.manual_seed(0)
         state = State(build(both)[0], both)
         inputs = read(both)
-        values = finetune.policy_losses(
-            state, inputs, both, generator(0, 0), torch.device("cpu")
-        )
+        values = finetune.policy_losses(state, inputs, both, generator(0, 0), torch.device("cpu"))
         values["loss"].backward()
         assert all(p.grad is None for p in state.average.parameters())
         return state.student.backbone.blocks[0].attention.qkv.weight.grad.clone()  # type: ignore
@@ -199,14 +205,12 @@ def test_gradients_of_both_losses_add_up(config: FinetuneConfig) -> None:
 
 
 def read(config: FinetuneConfig):
-    from selfflow.datasets.source import open_sources
-    from selfflow.datasets.windows import Mixture
-    from selfflow.worldmodel import batches
-
     sources, weights = open_sources(config.sources)
     batch = Mixture(sources, weights, batches.window(config.layout), 0).batch(0, 3)
     codec, text = batches.codec_of(config.layout), finetune.text_encoder("hash384")
-    return batches.Reader(config.layout, batches.embodiments(sources), {}, codec, text).tokens(batch)
+    return batches.Reader(config.layout, batches.embodiments(sources), {}, codec, text).tokens(
+        batch
+    )
 
 
 def test_a_kept_backbone_stays_and_acts_both_ways(config: FinetuneConfig, pretrained: Path) -> None:
@@ -244,6 +248,9 @@ def test_what_init_no_longer_has(config: FinetuneConfig, tmp_path: Path) -> None
     again = whole(config, init=config.out, out=str(tmp_path / "x"), keep_backbone=True)
     with pytest.raises(UserError, match="no later blocks"):
         finetune.check(again)
+    select = whole(config, out=again.out, keep_backbone=True, select_minutes=1.0)
+    with pytest.raises(UserError, match="task=none"):
+        finetune.check(replace(select, select_tasks=["none"]))
     with pytest.raises(UserError, match="attention"):
         finetune.check(
             whole(config, out=again.out, keep_backbone=True, pretraining={"attention": "full"})
@@ -254,130 +261,10 @@ def test_the_command_line_gives_the_same_config() -> None:
     made = compose(
         FinetuneConfig,
         "finetune",
-        ["init=x", "train=lora", "lora.rank=4", "layout.future=1", "keep_self_flow=0.5"]
-        + ["+pretraining.gamma=0.5", "select_tasks=[open_top_drawer]"],
+        [
+            *("init=x", "train=lora", "lora.rank=4", "layout.future=1", "keep_self_flow=0.5"),
+            *("+pretraining.gamma=0.5", "select_tasks=[open_top_drawer]"),
+        ],
     )
     assert (made.lora, made.kept.gamma) == (LoraSize(4, 16.0), 0.5)
     assert made.kept.text_dropout == TrainConfig().text_dropout
-
-
-# A rollout that succeeds as often as the test says, in a file beside it.
-ROLLOUT = """
-import json, sys
-from pathlib import Path
-checkpoint, out, plan = (Path(p) for p in sys.argv[1:4])
-assert (checkpoint / "model.safetensors").is_file() and not (checkpoint / "train").exists()
-successes = json.loads(plan.read_text())[checkpoint.name]
-if successes is None:
-    sys.exit("the arm is not plugged in")
-out.mkdir(parents=True)
-(out / "summary.json").write_text(json.dumps({"successes": successes, "episodes": int(sys.argv[4])}))
-"""
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> str:
-    (tmp_path / "fake.py").write_text(ROLLOUT)
-    return f"{{python}} {tmp_path}/fake.py {{checkpoint}} {{out}} {tmp_path}/plan.json {{episodes}}"
-
-
-def saved(run: Path, step: int) -> None:
-    folder = checkpoint.folder(run, step)
-    (folder / "train").mkdir(parents=True)
-    (folder / "model.safetensors").write_text(f"weights of {step}")
-
-
-def evaluated(selection: Selection) -> dict[str, float]:
-    """Steps until the evaluation that is under way has told its result."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if news := selection.step():
-            return news
-        if selection.error:
-            raise selection.error
-        time.sleep(0.01)
-    raise AssertionError("no result")
-
-
-def rows(run: Path) -> list[tuple[int, int, bool]]:
-    lines = [json.loads(x) for x in (run / "selection.jsonl").read_text().splitlines()]
-    return [(row["step"], row["successes"], row["best"]) for row in lines]
-
-
-def test_the_checkpoint_of_most_successes_is_kept(tmp_path: Path, command: str) -> None:
-    run, made = tmp_path / "run", {"minutes": 1e-9, "tasks": ["a", "b"], "episodes": 10}
-    plan = {f"step-{n:06d}": k for n, k in ((1, 3), (2, 7), (3, 5), (4, 7))}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    select: Callable[[], Selection] = lambda: Selection(run, command=command, **made)  # noqa: E731
-    with select() as selection:
-        assert selection.step() == {}  # there is no checkpoint yet
-        for n in (1, 2):
-            saved(run, n)
-            assert evaluated(selection) == {"select_success": plan[f"step-{n:06d}"] / 10}
-        assert selection.step() == {}  # each has one turn
-        assert not selection._begin()
-    best = run / "best" / "model.safetensors"
-    with select() as selection:  # a later sitting knows the best so far
-        saved(run, 3)
-        checkpoint.prune(run, 1)
-        evaluated(selection)
-        assert best.read_text() == "weights of 2"
-        assert not (run / "selection" / "step-000003" / "model.safetensors").exists()
-        saved(run, 4)
-        evaluated(selection)
-        assert best.read_text() == "weights of 4"  # of equals the later
-        selection.finish(complete=True)
-    assert rows(run) == [(1, 6, True), (2, 14, True), (3, 10, False), (4, 14, True)]
-    assert (run / "best" / "rollouts" / "a" / "summary.json").is_file()
-
-
-def test_a_failing_rollout_is_told(tmp_path: Path, command: str) -> None:
-    (tmp_path / "plan.json").write_text('{"step-000001": null}')
-    run = tmp_path / "run"
-    saved(run, 1)
-    with Selection(run, 1e-9, command, ["a"], 10) as selection:
-        with pytest.raises(RunError, match="status 1: the arm is not plugged in"):
-            evaluated(selection)
-        with pytest.raises(RunError, match="step-000001 on a failed"):
-            selection.finish(complete=False)
-    (tmp_path / "plan.json").write_text('{"step-000001": 2}')
-    with Selection(run, 1e-9, command, ["a"], 10) as selection:
-        evaluated(selection)  # what was left over comes first
-    assert rows(run) == [(1, 2, True)]
-    with Selection(run, 1e-9, "/no/such/program", ["a"], 10) as selection:
-        selection.step()
-        with pytest.raises(RunError, match="cannot be run"):
-            selection.finish(complete=True)
-
-
-def test_an_evaluation_ends_with_its_run_and_is_taken_up_again(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    saved(run, 1)
-    waits = words("{python} -c 'import time; time.sleep(60)'", {})
-    with Selection(run, 1e-9, " ".join(waits[:2]) + f" '{waits[2]}'", ["a"], 1) as selection:
-        selection.step()
-        process = selection._process
-        assert process is not None
-        assert process.poll() is None
-    assert process.poll() is not None
-    assert (run / "selection" / "step-000001" / "model.safetensors").is_file()
-
-
-def test_training_goes_on_while_its_checkpoints_are_rolled_out(
-    config: FinetuneConfig, tmp_path: Path, command: str
-) -> None:
-    plan = {f"step-{n:06d}": 9 - n for n in range(10)}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    select = {"select_minutes": 1e-9, "select_command": command, "select_tasks": ["a"]}
-    config = replace(config, train="head", save_every=1, keep=1, **select)
-    finetune.main(config)
-    first = rows(Path(config.out))[0][0]
-    assert rows(Path(config.out))[-1][0] == 4  # the last one is always evaluated
-    chosen = checkpoint.load(Path(config.out) / "best", "policy")
-    assert chosen.config["provenance"]["step"] == first
-    load_policy(Path(config.out) / "best")
-    (tmp_path / "plan.json").write_text(json.dumps(dict.fromkeys(plan)))
-    failing = replace(config, out=config.out + "2")
-    with pytest.raises(UserError, match="not plugged in"):
-        finetune.main(failing)
-    assert checkpoint.last(Path(failing.out)) is not None

@@ -1,14 +1,7 @@
 """Which window comes when: each once an epoch, shares kept, the same for any number of ranks."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from collections import Counter
-from dataclasses import fields, replace
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfflow.datasets.augment import (
-    LUMA,
     Augment,
-    Change,
-    apply,
-    colour_matrix,
-    coloured,
-    draw,
-    resize,
 )
 from selfflow.datasets.episodes import EpisodeSource, Signals, no_signals
-from selfflow.datasets.loading import Worker, prefetch
 from selfflow.datasets.order import Turns, key_of, permuted
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import EMBODIMENTS, UserError
-from selfflow.datasets.windows import Batch, Mixture, WindowSpec
+from selfflow.datasets.windows import Mixture, WindowSpec
+from selfflow.worldmodel.batches import codec_of
 from selfflow.worldmodel.layout import Layout
+from selfflow.worldmodel.train import read_with, request
+from selfflow.worldmodel.train_config import TrainConfig
 
 SPEC = WindowSpec(frames=(0, 4), chunk=5, height=16, width=16)
 
@@ -70,16 +58,6 @@ def windows(source: Plain, every: int = 1, only: bool = False) -> set[tuple[str,
         for t in range(0, length, every)
         if not (only and t in source.bad)
     }
-
-
-def same(a: Batch, b: Batch) -> None:
-    for f in fields(Batch):
-        x, y = getattr(a, f.name), getattr(b, f.name)
-        x, y = (v if isinstance(v, dict) else {"": v} for v in (x, y))
-        assert x.keys() == y.keys()
-        for key, one in x.items():
-            np.testing.assert_array_equal(one, y[key], f.name)
-            assert getattr(one, "dtype", None) == getattr(y[key], "dtype", None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,66 +178,19 @@ def test_the_end_of_an_episode_does_not_show_in_the_validity_of_actions() -> Non
         assert (tokens[row, ~beyond, 7] == -1).all()
 
 
-IMAGE = np.random.default_rng(0).integers(40, 200, (24, 30, 3)).astype(np.uint8)
-
-
-def test_without_augmentation_nothing_changes() -> None:
-    assert draw(np.random.default_rng(0), Augment()) == Change()
-    frames = IMAGE[None].copy()
-    apply(Change(), frames)
-    np.testing.assert_array_equal(frames[0], IMAGE)
-
-
-def test_frames_of_a_sample_change_alike() -> None:
-    wild = Augment(crop=0.5, brightness=0.4, contrast=0.4, saturation=0.9, hue=0.4)
-    for seed in range(20):
-        change = draw(np.random.default_rng(seed), wild, shift=2)
-        assert change.box is not None
-        left, top, right, bottom = change.box
-        assert 0 <= left < right <= 1
-        assert 0 <= top < bottom <= 1
-        assert (right - left) * (bottom - top) > 0.45
-        frames = np.stack([resize(IMAGE, 12, 15, change.box)] * 2)
-        apply(change, frames)
-        np.testing.assert_array_equal(*frames)
-        assert np.abs(frames[0].astype(int) - resize(IMAGE, 12, 15)).max() > 3
-
-
-def test_a_crop_is_that_part_of_the_picture() -> None:
-    rows = np.repeat(np.arange(0, 200, 2, dtype=np.uint8), 3).reshape(100, 1, 3)
-    ramp = np.tile(rows, (1, 100, 1))
-    part = resize(ramp, 50, 100, (0.0, 0.5, 1.0, 1.0))
-    np.testing.assert_allclose(part[1:-1, 5, 0], 100 + 2 * np.arange(1, 49), atol=1)
-    assert part[0, 0, 0] >= 98
-
-
-def test_colours_by_hand() -> None:
-    grey = np.full((1, 4, 4, 3), 100, np.uint8)
-    pixels = IMAGE[None]
-
-    def through(images: np.ndarray, *colour: float) -> np.ndarray:
-        mean = float(images.mean((0, 1, 2)) @ LUMA)
-        return coloured(images, colour_matrix(tuple(map(float, colour)), mean)).astype(float)
-
-    np.testing.assert_allclose(through(grey, 1.2, 1, 1, 0), 120, atol=1)
-    np.testing.assert_allclose(through(grey, 1, 0.5, 1, 0), 100, atol=1)  # its own mean
-    np.testing.assert_allclose(through(grey, 1, 1, 0.3, 2.0), 100, atol=1)  # grey stays grey
-    np.testing.assert_allclose(
-        through(pixels, 1, 0.5, 1, 0), 0.5 * pixels + 0.5 * (pixels.mean((0, 1, 2)) @ LUMA), atol=1
-    )
-    dull = through(pixels, 1, 1, 0, 0)
-    np.testing.assert_allclose(dull, (pixels @ LUMA)[..., None].repeat(3, -1), atol=1)
-    np.testing.assert_allclose(through(pixels, 1, 1, 1, 2 * np.pi), pixels, atol=1)
-    red = np.tile(np.array([180, 90, 90], np.uint8), (1, 4, 4, 1))
-    turned = through(red, 1, 1, 1, 2 * np.pi / 3)[0, 0, 0]
-    assert turned.argmax() != 0
-    assert turned @ LUMA == pytest.approx(red[0, 0, 0] @ LUMA, abs=1.5)
-
-
-@pytest.mark.parametrize("wrong", [{"crop": 0.0}, {"crop": 1.2}, {"hue": 0.6}, {"contrast": -0.1}])
-def test_impossible_augmentation_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"augment.{next(iter(wrong))}"):
-        Augment(**wrong)
+def test_nor_in_that_of_any_token(store: Path) -> None:
+    """All windows of an episode of 12 steps: the same tokens are null, whatever the distance from
+    the end; what lies beyond it has neither loss nor a part in the alignment of features."""
+    config = TrainConfig(data=[str(store)], layout=Layout(16, 16, 16, chunk=5, stride=4))
+    sources, weights = open_sources(config.sources)
+    batch = Mixture(sources, weights, request(config), 0).batch(0, 24)
+    inputs = read_with(config, sources, {}, codec_of(config.layout), None).tokens(batch)
+    for name, valid in inputs.valid.items():
+        assert (valid == valid[:1]).all(), name
+    real = inputs.all_valid(config.transformer)
+    for row, (_, _, t) in enumerate(batch.ids):
+        assert inputs.mask["video"][row].any() == (t + 4 < 12)
+        assert real[row].sum() == real.shape[1] - (t + 4 >= 12) - max(0, t + 5 - 12)
 
 
 def test_augmentation_is_drawn_by_the_samples_number() -> None:
@@ -269,102 +200,6 @@ def test_augmentation_is_drawn_by_the_samples_number() -> None:
     again = Mixture([Plain("a", [3])], [1.0], spec, 0).batch(4, 1).frames
     np.testing.assert_array_equal(epoch[4], again)
     assert len({frames.tobytes() for frames in epoch}) > 3  # each window comes twice
-
-
-def test_workers_give_the_same_batches_in_order(store: Path) -> None:
-    data = [f"{store}@2", str(store)]
-    sources, weights = open_sources(data)
-    extra = {"drawers": (5, 3), "nothing": (1, 2)}
-    spec = replace(SPEC, shift=1, augment=Augment(crop=0.8), extra=extra)
-    mixture = Mixture(sources, weights, spec, 1)
-    plain = list(prefetch(mixture, range(3, 9), 4, 1, 2))
-    for found, expected in zip(
-        prefetch(mixture, range(3, 9), 4, 1, 2, workers=2, data=data), plain, strict=True
-    ):
-        same(found, expected)
-
-
-def test_a_workers_errors_come_where_their_batch_would(store: Path) -> None:
-    sources, weights = open_sources([str(store)])
-    mixture = Mixture(sources, weights, SPEC, 0)
-    coming = prefetch(mixture, range(4), 2, workers=1, data=[str(store), str(store)])
-    with pytest.raises(UserError, match="changed while training"):
-        next(coming)
-    with Worker(mixture, [str(store)]) as worker:
-        worker.ask(mixture.places(0, 2))
-        same(worker.take(), mixture.batch(0, 2))
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.ask(mixture.places(1, 2))
-        with pytest.raises(RuntimeError, match="ended with status -9"):
-            worker.take()
-
-
-def alive(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def test_workers_end_with_the_run_however_it_ends(store: Path, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-            from selfflow.datasets.loading import Worker
-            from selfflow.datasets.source import open_sources
-            from selfflow.datasets.windows import Mixture, WindowSpec
-            import time
-            sources, weights = open_sources([{str(store)!r}])
-            mixture = Mixture(sources, weights, WindowSpec((0,), 1, 16, 16), 0)
-            worker = Worker(mixture, [{str(store)!r}])
-            worker.ask(mixture.places(0, 2)), worker.take()
-            print(worker.pid, flush=True)
-            time.sleep(60)
-        """)
-    )
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        pid = int(run.stdout.readline())
-        assert alive(pid)
-        run.kill()
-    for _ in count():
-        if not alive(pid):
-            break
-        time.sleep(0.05)
-
-
-MEMORY = """
-    import sys
-    from selfflow.datasets.loading import prefetch
-    from selfflow.datasets.source import open_sources
-    from selfflow.datasets.windows import Mixture, WindowSpec
-
-    def anonymous():
-        lines = open("/proc/self/status").read().splitlines()
-        return next(int(l.split()[1]) / 1024 for l in lines if l.startswith("RssAnon"))
-
-    data = sys.argv[1:]
-    sources, weights = open_sources(data)
-    mixture = Mixture(sources, weights, WindowSpec((0, 4), 8, 64, 80), 0)
-    for step, batch in enumerate(prefetch(mixture, range(20_000 // 32), 32)):
-        if step % 125 == 124:
-            print(step, anonymous(), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_memory_stays_flat_over_20_000_windows(tmp_path: Path) -> None:
-    """RssAnon in MB of a process that only loads, from a data set whose signals, all together,
-    would take more than what is kept of them."""
-    from selfflow.datasets.synthetic import write_fractal
-
-    place = write_fractal(tmp_path, episodes=60, steps=100, shards=4)
-    script = tmp_path / "load.py"
-    script.write_text(textwrap.dedent(MEMORY))
-    command = [sys.executable, "-W", "ignore::ResourceWarning", str(script), str(place)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    values = [float(line.split()[1]) for line in told.splitlines()]
-    assert len(values) == 5
-    assert max(values) <= 600
-    assert max(values) - values[0] < 20, values
 
 
 def test_a_camera_and_a_crop_of_a_source(store: Path) -> None:

@@ -13,9 +13,11 @@ from selfflow.datasets.normalize import Statistics, to_json
 from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.text import HashEncoder
 from selfflow.policies.base import Policy
+from selfflow.policies.decoding import Decoding
 from selfflow.policies.finetune import FinetuneConfig, own_robots, policy_config
-from selfflow.policies.flow_policy import FlowPolicy, Parts, load_policy
+from selfflow.policies.flow_policy import FlowPolicy, load_policy
 from selfflow.policies.head import PolicyModel
+from selfflow.policies.observing import Parts
 from selfflow.policies.scripted import HoldStill, RandomWalk
 from selfflow.worldmodel import checkpoint
 from selfflow.worldmodel.batches import Reader
@@ -59,7 +61,7 @@ def random_model() -> PolicyModel:
 
 def in_memory(steps: int = 3, execute: int = 2) -> FlowPolicy:
     parts = Parts(random_model(), CONFIG.layout, CODEC, HashEncoder(), ROBOTS, STATISTICS, {})
-    return FlowPolicy(parts, ROBOT, steps, execute)
+    return FlowPolicy(parts, ROBOT, Decoding(steps=steps, execute=execute))
 
 
 def save(run: Path) -> Path:
@@ -127,13 +129,12 @@ def test_every_part_of_the_observation_matters(part: str) -> None:
 
 
 def test_history_is_the_frame_of_stride_steps_ago() -> None:
-    policy = in_memory(execute=2)  # decisions at steps 0, 2, 4, 6; frames at -3 and 0
+    observer = in_memory()._observer  # decisions at steps 0, 2, 4, 6; frames at -3 and 0
     images = [np.full((32, 32, 3), i, np.uint8) for i in range(4)]
     seen = []
-    for image in images:
-        frames, valid = policy._history(image)
+    for i, image in enumerate(images):
+        frames, valid = observer.history(image, 2 * i)
         seen.append(([int(f[0, 0, 0]) for f in frames], valid.tolist()))
-        policy._step += 2
     # at step 2 the frame of step -1 does not exist; at 4 that of step 0 stands for step 1
     assert seen == [
         ([0, 0], [False, True]),

@@ -79,7 +79,10 @@ def test_clean_episode_executes_its_labels(twin):
         ({"placement": "grid"}, "placement=grid: SIMPLER's evaluation cells, .* choose mild"),
         ({"placement": "wild"}, "placement=wild with backend=mujoco: choose mild"),
         ({"placement": "train"}, "placement=train with backend=mujoco: choose mild"),
-        ({"image_size": "[256,320]"}, "only with backend=simpler"),
+        ({"image_size": [256]}, r"must be \[height, width\]"),
+        ({"image_size": [64, 64], "backend": "fake"}, "only with backend=mujoco or simpler"),
+        ({"randomise": "wild"}, "randomise=wild: choose one of none, mild, wide"),
+        ({"randomise": "mild", "backend": "fake"}, "randomise=mild: only with backend=mujoco"),
         ({"backend": "maniskill"}, "choose one of fake, mujoco, simpler"),
         ({"noise": -0.1}, "noise=-0.1: must be between 0 and 1"),
         ({"noise": "nan"}, "noise=nan: must be"),
@@ -100,7 +103,7 @@ def test_test_seeds_and_tasks_without_expert_are_refused():
     with pytest.raises(UserError, match=r"train seeds are 0\.\.99999"):
         check(config(seed=200_000))
     with pytest.raises(UserError, match="not built yet"):
-        check(config(task="move_near"))
+        check(config(task="widowx_stack_cube"))
 
 
 # --- the command, in the fake simulator -----------------------------------------------------------

@@ -265,8 +265,10 @@ def test_options_reach_simpler_and_no_other_backend(tmp_path, monkeypatch):
         "samples": None,
         "variant": "visual_matching",
     }
+    twin = {"randomise": "none", "handles": "visual"}
     for backend, options in asked[: len(parts.BACKENDS)]:
-        assert options == {"pictures": True} | (own if backend == "simpler" else {}), backend
+        wanted = {"simpler": own, "mujoco": twin}.get(backend, {})
+        assert options == {"pictures": True} | wanted, backend
     sticky = own | {"pictures": True, "gripper": "sticky", "urdf_version": "none"}
     assert asked[-2:] == [("simpler", sticky), ("fake", {"pictures": False})]
 
@@ -362,6 +364,9 @@ def test_a_worker_s_user_error_arrives(tmp_path, monkeypatch):
         ({"gripper": "stiky", "backend": "simpler"}, "did you mean sticky"),
         ({"urdf_version": "red", "backend": "simpler"}, "urdf_version=red: no such"),
         ({"shader": "rtt", "backend": "simpler"}, "shader=rtt: no such"),
+        ({"randomise": "mild"}, "randomise=mild: only with backend=mujoco"),
+        ({"randomise": "wild", "backend": "mujoco"}, "choose one of none, mild, wide"),
+        ({"handles": "solid", "backend": "mujoco"}, "choose one of visual, collide"),
         ({"policy": "best"}, "choose one of checkpoint, expert, hold, random"),
         ({"split": "tst"}, "did you mean test"),
         ({"episodes": 0}, "episodes=0: must be 1 or more"),

@@ -108,6 +108,7 @@ def test_the_panel_shows_the_signals() -> None:
     assert (plot[:, at[12]] > 200).all()  # the cursor
     assert not (plot[:, at[13]] > 200).all()
     assert near(UNKNOWN, plot[10:40, at[2]]).all()  # no action is known
+    assert not any(near(colour, plot[:, at[2]]).any() for colour in COLOURS)
     rows = [np.flatnonzero(near(COLOURS[0], plot[:, at[step]])).mean() for step in (6, 17)]
     assert rows[0] > 60 > 32 > rows[1]  # dx rises
     assert near(ENDED, plot[:, at[9]]).mean() > 0.8

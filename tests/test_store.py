@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from selfflow.datasets.episodes import EpisodeSource
 from selfflow.datasets.source import open_source
 from selfflow.datasets.spec import UserError
-from selfflow.datasets.store import EpisodeRecord, EpisodeStore, StoreHeader, StoreWriter
+from selfflow.datasets.store import Content, EpisodeRecord, EpisodeStore, StoreHeader, StoreWriter
 
 HEADER = StoreHeader("google_robot", "open_drawer_place", ("overhead_camera", "side"), "mujoco")
 
@@ -266,3 +266,20 @@ def test_killed_in_mid_append(tmp_path: Path) -> None:
         expected = make_record(len(store) - total - 1, steps=20)
         assert_same(store.record(len(store) - 1), expected)
         total = len(store)
+
+
+def test_what_fails_in_mid_episode_leaves_nothing(tmp_path: Path) -> None:
+    def frames():
+        yield smooth_image(np.random.default_rng(0))
+        raise UserError("no more")
+
+    record = make_record(0)
+    arrays = {name: getattr(record, name) for name in ("proprio", "actions", "terminate")}
+    with StoreWriter(tmp_path, header=replace(HEADER, cameras=("front",))) as writer:
+        with pytest.raises(UserError, match="no more"):
+            writer.write({"front": frames()}, Content(arrays, record.instruction))
+        assert (tmp_path / "000.blob").stat().st_size == 0
+        mixed = [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)]
+        with pytest.raises(UserError, match="cannot be raw; give size"):
+            writer.write({"front": mixed}, Content(arrays, record.instruction), raw=True)
+    assert len(EpisodeStore(tmp_path)) == EpisodeStore(tmp_path).skipped == 0
