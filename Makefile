@@ -19,7 +19,7 @@ help:
 	@echo "make lint            ruff, pyright, layer contracts"
 	@echo "make format          let ruff lay the code out"
 	@echo "make simpler-setup   install SAPIEN and a software Vulkan driver for backend=simpler"
-	@echo "make peers           install what some tests compare with: TensorFlow Datasets, mani-skill, Chromium"
+	@echo "make peers           install what some tests compare with: TensorFlow Datasets, mani-skill, viser, Chromium"
 	@echo "make clean           remove .venv and caches; outputs and data stay"
 
 rollout: .venv/base.stamp
@@ -47,7 +47,7 @@ simpler-setup: .venv/base.stamp
 
 # TensorFlow in a .venv of its own: it pins other versions of what the readers use.
 peers: .venv/test.stamp
-	$(PIP) -e '.[maniskill]'
+	$(PIP) -e '.[maniskill,web]'
 	test -x .venv-tfds/bin/pip || $(PYTHON) -m venv .venv-tfds
 	.venv-tfds/bin/python -m pip install -q -c constraints.txt tensorflow-cpu tensorflow-datasets
 	@if command -v chromium >/dev/null; then :; elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -14,6 +14,7 @@ import sapien
 from jaxtyping import Float
 
 from selfflow.datasets.rotations import canonical
+from selfflow.envs.simpler_assets import AssetMissing
 
 # Link -> ((static friction, dynamic friction, restitution), patch radius in m).
 Materials = Mapping[str, tuple[tuple[float, float, float], float]]
@@ -51,7 +52,13 @@ class Arm:
             loader.set_link_material(link, *material)
             loader.set_link_patch_radius(link, patch)
             loader.set_link_min_patch_radius(link, patch)
-        self.body = loader.load(str(urdf))
+        try:
+            self.body = loader.load(str(urdf))
+        except RuntimeError as e:
+            raise AssetMissing(
+                f"a mesh of {urdf.name} is missing in {urdf.parent} ({e}); "
+                "run python envs/simpler_assets.py source=..."
+            ) from e
         for link in self.body.links:
             link.disable_gravity = True  # stands for SIMPLER's gravity compensation
         self.joints = {j.name: j for j in self.body.active_joints}

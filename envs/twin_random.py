@@ -51,6 +51,10 @@ LEVELS = {
 }  # fmt: skip
 OBJECT_SHARE = 1 / 3  # of the colours' range; a coke can stays red
 DRAWN_COLOUR = "colour_{}_{}"
+# Materials by the surface that they are on, where that is not their name.
+SHARED = dict.fromkeys(FLOORS, "floor") | dict.fromkeys(TOPS, "top")
+SHARED |= dict.fromkeys(("foam", "scrub"), "baked_sponge_v2")
+PARTS = "_parts"  # a thing's rest, that its material is not on
 
 # What `apply` and the table's reset edit.
 _FIELDS = (
@@ -107,7 +111,7 @@ def _extents(spec: Randomise, model: mujoco.MjModel) -> dict[str, float]:
     extents |= {f"camera_turn_{axis}": spec.camera_turn for axis in "xyz"}
     extents |= {f"light_{what}": spec.light for what in ("lamps", "ambient", "turn", "tilt")}
     for surface in _surfaces(model):
-        share = OBJECT_SHARE if surface in (*MODELS, "apple") else 1.0
+        share = OBJECT_SHARE if surface.removesuffix(PARTS) in (*MODELS, "apple") else 1.0
         extents |= {DRAWN_COLOUR.format(surface, c): share * spec.colour for c in "rgb"}
     if _drawer_dofs(model):
         extents["drawer_friction"] = spec.friction
@@ -147,15 +151,17 @@ def _light(model: mujoco.MjModel, got: dict[str, float]) -> None:
 
 
 def _surfaces(model: mujoco.MjModel) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """What has one colour draw: each material, and what has none of each body of the world, with
-    the array and rows that hold its colours."""
+    """What has one colour draw, with the array and rows that hold its colours: the materials, and
+    what is seen without one, by the body that stands in the world."""
     found: dict[str, tuple[np.ndarray, list[int]]] = {}
     for material in range(model.nmat):
-        found[model.material(material).name] = (model.mat_rgba, [material])
-    for geom in np.flatnonzero(model.geom_matid < 0).tolist():
+        name = str(model.material(material).name)
+        found.setdefault(SHARED.get(name, name), (model.mat_rgba, []))[1].append(material)
+    plain = (model.geom_matid < 0) & (model.geom_rgba[:, 3] > 0)
+    for geom in np.flatnonzero(plain).tolist():
         body = model.body(model.body_rootid[model.geom_bodyid[geom]]).name
         name = (model.geom(geom).name or "room") if body == "world" else body
-        name = name if name not in found or found[name][0] is model.geom_rgba else f"{name}_parts"
+        name += PARTS if name in found and found[name][0] is model.mat_rgba else ""
         found.setdefault(name, (model.geom_rgba, []))[1].append(geom)
     return found
 

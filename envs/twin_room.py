@@ -71,6 +71,7 @@ def add_office(spec: mujoco.MjSpec) -> None:
     _sun(world, (0.42, 0.41, 0.38), position=(-0.1, -0.9, 2.6), direction=(-0.12, 0.62, -1))
     spec.stat.extent, spec.stat.center = 2.0, (-0.3, 0.2, 0.7)
     spec.visual.map.shadowclip = 0.55
+    spec.visual.quality.numslices, spec.visual.quality.numstacks = 20, 8  # of round shapes
     world.add_light(
         name="fill", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=(1.0, 1.2, 2.6),
         dir=(-0.6, -0.4, -0.8), diffuse=(0.20, 0.20, 0.21), specular=(0.1, 0.1, 0.1),
@@ -182,7 +183,7 @@ def _chair(body: Body) -> None:
 
 def _plant(body: Body) -> None:
     _cylinder(body, (0, 0, 0.14), 0.13, 0.28, (0.80, 0.78, 0.74, 1))
-    for n in range(14):
+    for n in range(9):
         turn, lean = 2.4 * n, 0.35 + 0.5 * (n % 5) / 5  # by the golden angle
         middle = np.array([0.0, 0.0, 0.30]) + 0.20 * np.array(
             [np.cos(turn) * np.sin(lean), np.sin(turn) * np.sin(lean), np.cos(lean)]

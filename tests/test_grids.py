@@ -142,6 +142,24 @@ def test_an_evaluation_runs_every_variant_and_lists_the_others(assets, tmp_path,
 
 
 @pytest.mark.usefixtures("assets")
+def test_a_file_found_missing_at_work_leaves_the_other_variants(tmp_path, monkeypatch):
+    """A variant's `needs` do not name every mesh."""
+    make = parts.BACKENDS["simpler"]
+
+    def lacking(task: Task, placement: str, **options: object) -> RobotEnv:
+        if options["urdf_version"] == COLOURINGS[1]:
+            raise simpler_assets.AssetMissing("its robot.urdf is missing")
+        return make(task, placement, **options)
+
+    monkeypatch.setitem(parts.BACKENDS, "simpler", lacking)
+    summary = simpler_rollout.main(composed(tmp_path / "run", "task=open_top_drawer", "episodes=1"))
+    ran = [row["urdf_version"] for row in summary["variants"]]
+    assert ran == [COLOURINGS[0], *COLOURINGS[2:]]
+    reasons = {row["urdf_version"]: row["reason"] for row in summary["not_run"]}
+    assert reasons == {COLOURINGS[1]: "its robot.urdf is missing"}
+
+
+@pytest.mark.usefixtures("assets")
 def test_a_grid_is_covered_once_from_any_first_seed(tmp_path):
     config = composed(tmp_path / "run", "task=open_top_drawer")
     assert {v.urdf_version for v in suite.plan(config)[0]} == set(COLOURINGS)

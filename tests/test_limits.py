@@ -55,9 +55,11 @@ def test_the_tool_stays_in_its_box_and_is_not_thrown_back_into_it():
     )
     outside = action(0.7, 0, 1)
     np.testing.assert_array_equal(limiter(action(0.1, 0, 0, 0, 0, 0, 1), outside)[:3], 0)
+    below = action(0.3, 0, 1)
+    np.testing.assert_array_equal(limiter(action(-0.1, 0, 0, 0, 0, 0, 1), below)[:3], 0)
     back = action(-0.02, 0, 0, 0, 0, 0, 1)
     np.testing.assert_allclose(limiter(back, outside), back)
-    assert limiter.counts == {"actions": 3, "workspace": 2}
+    assert limiter.counts == {"actions": 4, "workspace": 3}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from selfflow.envs.gripper import CLOSED, RelativeGripper
 from selfflow.envs.simpler import make_simpler
 
 SHARED = Path(__file__).parents[2] / "shared" / "simpler_assets"
+MESHES = f"{simpler_assets.ROBOT_FOLDER}/3obj_recolor_cabinet_visual_matching_1"
 SMALL = (64, 80)
 SIZES = {"open_drawer_place": SMALL, "move_near": SMALL, "widowx_eggplant_in_basket": (60, 80)}
 HOLD = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
@@ -156,7 +157,7 @@ def test_without_a_vulkan_device_there_is_one_line():
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_sim")
-@pytest.mark.parametrize("missing", ["data/real_inpainting", "data/custom/models"])
+@pytest.mark.parametrize("missing", ["data/real_inpainting", "data/custom/models", MESHES])
 def test_a_file_missing_at_reset_is_named(tmp_path, monkeypatch, missing: str):
     """The environment stands, the files are gone: an error; a reset works when they are back."""
     here = Path(os.environ["SIMPLER_ASSETS"])

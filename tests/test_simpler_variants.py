@@ -16,7 +16,7 @@ from selfflow.envs import simpler_variants as variants
 from selfflow.envs.simpler import make_simpler
 from selfflow.envs.simpler_standins import MARK, build
 from selfflow.envs.simpler_variants import CLEAR, COKE_LOOKS, HIGH, LESS, LOW, MATCHED, MORE
-from selfflow.envs.table_tasks import COKE, TRIPLETS, Placed
+from selfflow.envs.table_tasks import COKE, COKE_PHOTO, TRIPLETS, Placed
 from selfflow.envs.tasks import draw_placement
 
 SHARED = Path(__file__).parents[2] / "shared" / "simpler_assets"
@@ -331,14 +331,21 @@ def test_a_coke_can_to_carry_weighs_what_one_to_stay_does():
 @pytest.mark.slow
 @pytest.mark.usefixtures("_rooms")
 def test_pictures_show_the_light_and_no_photograph():
-    means = {}
+    from selfflow.envs.simpler_scene import load_photo
+
+    means, photographed = {}, {}
+    photo = load_photo(simpler_assets.photo(COKE_PHOTO), (64, 80))
     for variant in ("slightly_darker", "base", "slightly_brighter", MATCHED):
         simulator, _ = _scene(STANDING, variant, pictures=True, image_size=(64, 80))
-        means[variant] = simulator.render()["overhead_camera"].mean()
+        picture = simulator.render()["overhead_camera"]
+        means[variant] = picture.mean()
+        photographed[variant] = np.all(picture == photo, axis=-1).mean()
         simulator.close()
-    print(means)
+    print(means, photographed)
     assert means["slightly_darker"] < means["base"] - 2
     assert means["base"] < means["slightly_brighter"] - 2
+    assert photographed.pop(MATCHED) > 0.5
+    assert max(photographed.values()) < 0.01
 
 
 @pytest.mark.parametrize("name", ["apple", "opened_pepsi_can"])

@@ -65,7 +65,7 @@ def test_the_seed_fixes_every_draw_and_draws_are_recorded(name: str):
     assert plain.items() <= first.items(), "places do not change with the level"
     drawn = first.keys() - plain.keys()
     assert drawn >= {"camera_x", "light_turn", "friction", "mass", "gain", "latency",
-                     "pattern_floor", "colour_wood_r"}  # fmt: skip
+                     "pattern_floor", "colour_top_r"}  # fmt: skip
     assert all(isinstance(value, float) for value in first.values())
 
 
