@@ -52,8 +52,8 @@ LEVELS = {
 OBJECT_SHARE = 1 / 3  # of the colours' range; a coke can stays red
 DRAWN_COLOUR = "colour_{}_{}"
 # Materials by the surface that they are on, where that is not their name.
-SHARED = dict.fromkeys(FLOORS, "floor") | dict.fromkeys(TOPS, "top")
-SHARED |= dict.fromkeys(("foam", "scrub"), "baked_sponge_v2")
+_SURFACES = {"floor": FLOORS, "top": TOPS, "baked_sponge_v2": ("foam", "scrub")}
+SHARED = {material: surface for surface, shown in _SURFACES.items() for material in shown}
 PARTS = "_parts"  # a thing's rest, that its material is not on
 
 # What `apply` and the table's reset edit.

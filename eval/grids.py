@@ -11,12 +11,16 @@
 Numbers: docs of SIMPLER (arXiv 2405.05941) and its published evaluation scripts.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from selfflow.datasets.spec import task_named
+from selfflow.envs.bridge_tasks import bridge_photo
+from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_variants import MATCHED, UNPUBLISHED, looks, needs
+from selfflow.envs.table_tasks import table_photo
+from selfflow.envs.tasks import DRAWER_POSES, DRAWER_RULES, DRAWERS, PLACE_POSES
 
-DRAWERS = ("top", "middle", "bottom")
 COKE = tuple(
     f"pick_{orientation}_coke_can" for orientation in ("horizontal", "vertical", "standing")
 )
@@ -41,12 +45,6 @@ CELLS = {
     "open_drawer_place": 27,
     **dict.fromkeys(WIDOWX, 24),
 }
-COLOURINGS = (
-    "none",
-    "recolor_tabletop_visual_matching_1",
-    "recolor_tabletop_visual_matching_2",
-    "recolor_cabinet_visual_matching_1",
-)
 
 
 @dataclass(frozen=True)
@@ -72,24 +70,13 @@ class Variant:
         return f"{self.task}-{self.name}-{self.urdf_version or 'plain'}"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One episode, fixed entirely by these five."""
-
-    task: str
-    variant: str
-    cell: int
-    urdf_version: str
-    shader: str
-
-
 def visual_matching() -> list[Variant]:
     """The photograph behind what is simulated; every Google-robot grid in four colourings."""
     found = []
     for task, cells in CELLS.items():
-        shader = "rt" if _has_cabinet(task) else "ibl"
+        shader = "rt" if task in DRAWER_RULES else "ibl"
         files = tuple(f"data/real_inpainting/{name}.png" for name in _photos(task))
-        for colouring in [""] if task in WIDOWX else COLOURINGS:
+        for colouring in [""] if task in WIDOWX else URDF_VERSIONS:
             found.append(Variant(task, MATCHED, colouring, cells, shader, files))
     return found
 
@@ -98,7 +85,7 @@ def variant_aggregation() -> list[Variant]:
     """No photograph, but other rooms, lights, tables, cabinets, distractors; the plain robot."""
     found = []
     for task in (*COKE, "move_near", *OPEN, *CLOSE, "open_drawer_place"):
-        shader = "rt" if _has_cabinet(task) else "ibl"
+        shader = "rt" if task in DRAWER_RULES else "ibl"
         for name in looks(task):
             if name == MATCHED or name in UNPUBLISHED:
                 continue
@@ -113,13 +100,6 @@ SUITES: dict[str, Callable[[], list[Variant]]] = {
 }
 
 
-def trials(variants: Sequence[Variant]) -> Iterator[Trial]:
-    """Every trial of the variants, in order."""
-    for v in variants:
-        for cell in range(v.cells):
-            yield Trial(v.task, v.name, cell, v.urdf_version, v.shader)
-
-
 def why_not(variant: Variant, tasks: Collection[str], has: Callable[[str], bool]) -> str | None:
     """Why the variant cannot be run with these tasks and files, or None where it can."""
     missing = [need for need in variant.needs if not has(need)]
@@ -131,15 +111,8 @@ def why_not(variant: Variant, tasks: Collection[str], has: Callable[[str], bool]
     return None
 
 
-def _has_cabinet(task: str) -> bool:
-    return task in (*OPEN, *CLOSE, "open_drawer_place")
-
-
 def _photos(task: str) -> tuple[str, ...]:
-    if _has_cabinet(task):
-        columns = "0" if task == "open_drawer_place" else "012"
-        return tuple(f"open_drawer_{row}{column}" for row in "abc" for column in columns)
-    if task in WIDOWX:
-        return ("bridge_sink" if "eggplant" in task else "bridge_real_eval_1",)
-    name = "google_move_near_real_eval_1" if task == "move_near" else "google_coke_can_real_eval_1"
-    return (name,)
+    if task in DRAWER_RULES:
+        poses = PLACE_POSES if task == "open_drawer_place" else DRAWER_POSES
+        return tuple(f"open_drawer_{pose}" for pose in poses)
+    return ((bridge_photo if task in WIDOWX else table_photo)(task_named(task)),)

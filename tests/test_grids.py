@@ -16,12 +16,12 @@ from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_standins import build
 from selfflow.envs.tasks import DRAWER_RULES
 from selfflow.eval import grids, parts, simpler_rollout, suite, suite_table
-from selfflow.eval.grids import COLOURINGS, FAMILIES, SUITES, Variant, trials, why_not
+from selfflow.eval.grids import FAMILIES, SUITES, Variant, why_not
 from selfflow.eval.parts import RolloutConfig
 
 
 def counted(variants: list[Variant]) -> dict[str, int]:
-    of = Counter(trial.task for trial in trials([v for v in variants if v.counts]))
+    of = Counter(v.task for v in variants if v.counts for _ in range(v.cells))
     return {family: sum(of[task] for task in tasks) for family, tasks in FAMILIES.items()}
 
 
@@ -30,7 +30,7 @@ def test_visual_matching_has_the_paper_s_counts():
     full = {"coke can": 300, "move near": 240, "open drawer": 108, "close drawer": 108}
     full |= {"place apple": 108} | {name: 24 for name in FAMILIES if name.startswith("WidowX")}
     assert counted(variants) == full
-    for colouring in COLOURINGS:
+    for colouring in URDF_VERSIONS:
         one = [v for v in variants if v.urdf_version == colouring]
         of = {"coke can": 75, "move near": 60, "open drawer": 27, "close drawer": 27}
         of["place apple"] = 27
@@ -54,15 +54,12 @@ def test_variant_aggregation_has_the_paper_s_counts():
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_trials_are_distinct_and_speak_of_known_things(name):
+def test_variants_are_distinct_and_speak_of_known_things(name):
     variants = SUITES[name]()
-    every = list(trials(variants))
-    assert len(set(every)) == len(every) == sum(v.cells for v in variants)
-    assert {t.task for t in every} <= TASKS.keys()
-    assert {t.urdf_version for t in every} <= {"", *URDF_VERSIONS}
+    assert {v.task for v in variants} <= TASKS.keys()
+    assert {v.urdf_version for v in variants} <= {"", *URDF_VERSIONS}
     assert len({v.folder for v in variants}) == len(variants)
     assert all(v.needs for v in variants)
-    assert set(COLOURINGS) == set(URDF_VERSIONS)
 
 
 def test_why_not_names_the_first_reason():
@@ -120,7 +117,7 @@ def test_an_evaluation_runs_every_variant_and_lists_the_others(assets, tmp_path,
     simpler_rollout.check(config)
     summary = simpler_rollout.main(config)
     ran = {(row["task"], row["urdf_version"]) for row in summary["variants"]}
-    assert ran == {("open_drawer_place", colouring) for colouring in COLOURINGS}
+    assert ran == {("open_drawer_place", colouring) for colouring in URDF_VERSIONS}
     assert all(row["episodes"] == 1 for row in summary["variants"])
     assert summary["families"]["place apple"]["episodes"] == 4
     assert {"last_step", "early_stop", "ever"} < summary["families"]["place apple"].keys()
@@ -128,7 +125,7 @@ def test_an_evaluation_runs_every_variant_and_lists_the_others(assets, tmp_path,
     fields = [field.name for field in dataclasses.fields(Variant)]
     rows = summary["not_run"]
     skipped = {Variant(**{name: row[name] for name in fields}).folder for row in rows}
-    done = {f"open_drawer_place-visual_matching-{colouring}" for colouring in COLOURINGS}
+    done = {f"open_drawer_place-visual_matching-{colouring}" for colouring in URDF_VERSIONS}
     assert skipped | done == everything
     assert not skipped & done
     assert {p.name for p in (tmp_path / "run").iterdir() if p.is_dir()} == done
@@ -147,22 +144,22 @@ def test_a_file_found_missing_at_work_leaves_the_other_variants(tmp_path, monkey
     make = parts.BACKENDS["simpler"]
 
     def lacking(task: Task, placement: str, **options: object) -> RobotEnv:
-        if options["urdf_version"] == COLOURINGS[1]:
+        if options["urdf_version"] == URDF_VERSIONS[1]:
             raise simpler_assets.AssetMissing("its robot.urdf is missing")
         return make(task, placement, **options)
 
     monkeypatch.setitem(parts.BACKENDS, "simpler", lacking)
     summary = simpler_rollout.main(composed(tmp_path / "run", "task=open_top_drawer", "episodes=1"))
     ran = [row["urdf_version"] for row in summary["variants"]]
-    assert ran == [COLOURINGS[0], *COLOURINGS[2:]]
+    assert ran == [URDF_VERSIONS[0], *URDF_VERSIONS[2:]]
     reasons = {row["urdf_version"]: row["reason"] for row in summary["not_run"]}
-    assert reasons == {COLOURINGS[1]: "its robot.urdf is missing"}
+    assert reasons == {URDF_VERSIONS[1]: "its robot.urdf is missing"}
 
 
 @pytest.mark.usefixtures("assets")
 def test_a_grid_is_covered_once_from_any_first_seed(tmp_path):
     config = composed(tmp_path / "run", "task=open_top_drawer")
-    assert {v.urdf_version for v in suite.plan(config)[0]} == set(COLOURINGS)
+    assert {v.urdf_version for v in suite.plan(config)[0]} == set(URDF_VERSIONS)
     one = suite.single(config, suite.plan(config)[0][0])
     assert one.episodes == 9
     assert {seed % 9 for seed in one.seeds} == set(range(9))

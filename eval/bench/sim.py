@@ -86,6 +86,7 @@ def simpler(task: Task, config: BenchConfig) -> list[Row]:
     physics = steps(blind, config.steps)
     blind.close()
     env = make_simpler(task, "grid")
+    ((height, width),) = env.simulator.image_shapes.values()
     first = clocked(lambda: env.reset(seed=0))
     seen = steps(env, config.steps)
     resets = [clocked(lambda s=seed: env.reset(seed=s)) for seed in range(config.resets)]
@@ -93,7 +94,7 @@ def simpler(task: Task, config: BenchConfig) -> list[Row]:
     env.close()
     return [
         Row("control step, no picture", milli(physics), "ms", 40.0),
-        Row("control step, 512 x 640, ibl", milli(seen), "ms", 95.0),
+        Row(f"control step, {height} x {width}, ibl", milli(seen), "ms", 95.0),
         Row("reset with its picture", resets, "s", 1.2),
         Row("first reset of a process", [first], "s"),
         Row(f"peak memory after {config.resets} resets", [peak], "GB", 1.2),
