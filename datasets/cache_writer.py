@@ -21,6 +21,7 @@ from selfflow.datasets.episodes import EpisodeSource, Measures
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.store import Content, EpisodeStore, StoreHeader, StoreWriter
+from selfflow.datasets.view import View
 from selfflow.datasets.windows import resize
 
 SHARD_BYTES = 1 << 30  # of a shard, about
@@ -53,11 +54,12 @@ class Job:
 
 def header_of(source: EpisodeSource, cameras: tuple[str, ...], size: Size) -> StoreHeader:
     """The header of a store that holds this source's episodes."""
-    robot = source.embodiment
-    if isinstance(source, EpisodeStore):
-        old = source.header
+    robot, origin = source.embodiment, source.source if isinstance(source, View) else source
+    if isinstance(origin, EpisodeStore):
+        old = origin.header
         values = {name: getattr(old, name) for name in ("task", "backend", "placement")}
-        size, photographs = size or old.image_size, old.photographs
+        size = size or (old.image_size if origin is source else None)
+        photographs = old.photographs
     else:
         values = {"task": source.name, "backend": "converted", "placement": "unknown"}
         photographs = ()
@@ -207,7 +209,7 @@ def _work(job: Job, numbers: Sequence[int], done: Any, errors: "SimpleQueue[str]
 
 def _leave_with(parent: Any) -> None:
     parent.join()
-    os._exit(1)  # whatever is half written is taken back or written over by the next run
+    os._exit(1)  # what is half written has no line in the index, and is written anew
 
 
 def _check(processes: Sequence[Any], errors: "SimpleQueue[str]") -> None:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,11 +36,11 @@ from selfflow.datasets.convert_plan import (
 from selfflow.datasets.episodes import EpisodeSource, Measures, check_camera
 from selfflow.datasets.lerobot_video import CODECS
 from selfflow.datasets.lerobot_writer import write_lerobot
-from selfflow.datasets.one_camera import OneCamera
 from selfflow.datasets.rlds_writer import write_rlds
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import UserError
 from selfflow.datasets.store import EpisodeStore
+from selfflow.datasets.view import View
 
 FORMATS = ("cache", "lerobot", "rlds")
 PLAN = "plan.json"  # of a folder in the making
@@ -130,9 +131,7 @@ def convert(config: ConvertConfig) -> Path:
             shutil.rmtree(place, ignore_errors=True)
             write_lerobot(source, place, config.codec, config.crf, cameras)
         else:
-            one = source if cameras[0] == source.cameras[0] else OneCamera(source, cameras[0])
-            for what, count in write_rlds(one, place).notes.items():
-                print(f"note: {what}: {count}")
+            _write_rlds(source, cameras[0], place)
         write_checksums(place)
         os.replace(place, out)
     _report(config, out)
@@ -241,8 +240,27 @@ def _plan(
     same = {key: getattr(config, key) for key in keys}
     same |= {"source": source.name, "episodes": len(lengths), "steps": sum(lengths)}
     same |= {"size": job.size, "cameras": job.header.cameras, "measures": job.measures}
+    same |= {"signals_by_the_spec": _fingerprint(source)}  # it may be corrected in between
     shards = partition(lengths, estimate.size, config.workers)
     return json.loads(json.dumps({"same": same, "shards": shards}))
+
+
+def _fingerprint(source: EpisodeSource) -> str:
+    """Of the signals of the middle episode; empty where they cannot be read."""
+    try:
+        signals = source.signals(len(source) // 2)
+    except UserError:  # with skip_corrupt that episode is left out
+        return ""
+    parts = (signals.proprio, signals.actions, signals.terminate)
+    return f"{zlib.crc32(b''.join(part.tobytes() for part in parts)):08x}"
+
+
+def _write_rlds(source: EpisodeSource, camera: str, place: Path) -> None:
+    if any(place.glob("*/[!.]*/features.json")):  # whole, but a run was stopped before its end
+        return
+    one = source if camera == source.cameras[0] else View(source, camera)
+    for what, count in write_rlds(one, place).notes.items():
+        print(f"note: {what}: {count}")
 
 
 def _write_cache(job: Job, source: EpisodeSource, workers: int) -> None:

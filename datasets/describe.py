@@ -152,6 +152,10 @@ def _check_plan(plan: Plan) -> None:
         raise UserError("action.position: is missing; give key[0:3]")
     if state is None and (plan.kind in ("target", "reached") or plan.frame == "tool"):
         raise UserError(f"action: kind {plan.kind} in frame {plan.frame} needs the state")
+    if plan.kind == "target" and action.rotation and state is not None and not state.rotation:
+        raise UserError(
+            "state.rotation: is missing; a commanded rotation leads from the sensed one"
+        )
     if plan.frame == "tool" and plan.kind != "delta":
         raise UserError("action.frame: only a delta can be in the tool's frame")
 

@@ -70,6 +70,9 @@ class Hdf5Source:
         if not self._episodes:
             raise UserError(f"{path}: no episode ({self.skipped} skipped)")
         self.cameras, self.measures = self._look(*self._episodes[0][:2])
+        away = [f"{k} ({key})" for k, key in self._spec.cameras.items() if k not in self.cameras]
+        if spec is not None and away:
+            log.warning("%s: not there, left out: camera %s", self.name, ", ".join(away))
         if self._spec is ALOHA:
             log.warning(
                 "%s: joint-space actions are no end-effector deltas: none is valid; "
@@ -94,6 +97,9 @@ class Hdf5Source:
         wanted, inverse = np.unique(np.asarray(steps, int), return_inverse=True)
         with _opened(path) as file:
             rows = _dataset(file[place], key, path)[wanted]
+        if rows.ndim == 4 and (rows.shape[3] != 3 or rows.dtype != np.uint8):
+            kind = f"{rows.shape[1:]} {rows.dtype}"
+            raise UserError(f"{path}: frames of {place}/{key} are {kind}, not (H, W, 3) uint8")
         try:
             images = [_image(row) for row in rows]
         except OSError as e:
@@ -159,10 +165,10 @@ class Hdf5Source:
         """T: rows of the first of the spec's arrays that is there."""
         group = file[place]
         for key in (*self._spec.numbers, *self._spec.cameras.values()):
-            if key in group and len(group[key]) > 0:
-                return len(group[key])
             if key in group:
-                raise UserError(f"{path}: {place}/{key} is empty")
+                if not (shape := _dataset(group, key, path).shape) or not shape[0]:
+                    raise UserError(f"{path}: {place}/{key} is empty, or not by step")
+                return shape[0]
         raise UserError(f"{path}: {place} has none of the spec's keys; it has {_keys(group)}")
 
     def _look(self, path: Path, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -188,8 +194,10 @@ class Hdf5Source:
                 else body_pose(file[place].attrs.get("model_file"), body, path)
             )
             return np.tile(row, (length, 1))
-        values = np.asarray(_dataset(file[place], key, path)[:], np.float64)
-        values = values.reshape(len(values), -1)
+        array = _dataset(file[place], key, path)
+        if array.dtype.kind not in "biuf" or not array.shape:
+            raise UserError(f"{path}: {place}/{key} holds no numbers by step")
+        values = np.asarray(array[:], np.float64).reshape(len(array), -1)
         if width and values.shape[1] != width:
             raise UserError(
                 f"{path}: {place}/{key} has {values.shape[1]} values a step, expected {width}"
@@ -206,6 +214,8 @@ class Hdf5Source:
         ):
             return [str(env[name])] * length
         if key in file[place]:
+            if _dataset(file[place], key, path).dtype.kind not in "OS":
+                raise UserError(f"{path}: {place}/{key} holds no text")
             found = np.atleast_1d(file[place][key].asstr()[()]).tolist()
             if len(found) in (1, length):
                 return found * (length if len(found) == 1 else 1)
@@ -281,9 +291,9 @@ def _demos(file: Any, mask: str | None, path: Path) -> list[str]:
 
 
 def _dataset(group: Any, key: str, path: Path) -> Any:
-    if key not in group:
+    if not hasattr(found := group.get(key), "dtype"):  # nothing, or a group of others
         raise UserError(f"{path}: no {key} in {group.name}; it has {_keys(group)}")
-    return group[key]
+    return found
 
 
 def _leaves(group: Any) -> list[str]:

@@ -219,7 +219,10 @@ def _read_v3(folder: Path) -> tuple[dict[int, str], Any]:
         raise UserError(f"{folder}: no meta/episodes/*/*.parquet; fetch all of meta/")
     tables = []
     for path in files:
-        names = pyarrow.parquet.read_schema(path).names if path.stat().st_size > 8 else []
+        try:
+            names = pyarrow.parquet.read_schema(path).names
+        except (OSError, pyarrow.ArrowException) as e:
+            raise broken(path, e) from e
         tables.append(read_parquet(path, columns=[n for n in names if not n.startswith("stats/")]))
     table = pyarrow.concat_tables(tables, promote_options="default").sort_by("episode_index")
     tasks = read_parquet(folder / "meta/tasks.parquet").to_pydict()

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from selfflow.datasets.episodes import EpisodeSource, Signals
 from selfflow.datasets.lerobot import ACTION, ACTION_VALID, STATE, STATE_VALID, TERMINATE
@@ -63,7 +65,8 @@ def write_lerobot(
     with _partial(folder) as partial:
         writer = _Writer(source, partial, keys, codec, crf)
         try:
-            for i in range(len(source)) if episodes is None else episodes:
+            chosen = list(range(len(source)) if episodes is None else episodes)
+            for i in track(chosen, "writing", console=Console(stderr=True), transient=True):
                 writer.add(i)
         finally:
             writer.close()

@@ -10,6 +10,7 @@ places, and writes for each a line of JSON and the arrays' bytes. It ends when i
 never outlives a killed run.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -92,11 +93,12 @@ class Worker:
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the run, which then ends this one
-            pipesize=PIPE_BYTES,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
+        with suppress(OSError):  # a user may have 64 MB of such pipes: some stay small
+            fcntl.fcntl(self._from, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.pid = self._process.pid
         about = {"data": list(data), "amounts": amounts(mixture.sources)}
         self._write(about | {"spec": asdict(mixture.spec), "seed": mixture.seed})

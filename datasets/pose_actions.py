@@ -112,6 +112,7 @@ def convert(plan: Plan, numbers: dict[str, np.ndarray], instruction: list[str]) 
         opening, known = _opening(plan.action.gripper, numbers, t)
         if plan.kind == "reached" and plan.action.gripper is None:  # what it came to
             opening = np.append(proprio[1:, -1], proprio[-1:, -1]).astype(np.float64)
+            known = np.append(proprio_valid[1:], False)
         action_valid = moves & known
         actions = _rows(action_valid, position, turn, opening)
     terminate = np.zeros(t, bool)
@@ -200,8 +201,12 @@ def _deltas(
         valid = np.append(state[2][:-1] & state[2][1:], False)
         return np.concatenate([moved, none]), np.concatenate([turned, none]), valid
     p, q, valid = pose(arm, numbers, t)
-    if plan.kind == "target" and state is not None:
-        return *pose_deltas(state[:2], (p, q)), valid & state[2]
+    if plan.kind == "target" and state is not None and plan.state is not None:
+        moved, turned = pose_deltas(state[:2], (p, q))
+        if _axes(plan.state, numbers) < _axes(arm, numbers):
+            raise UserError("action.position: has a z, but the state has only x and y")
+        moved[:, _axes(arm, numbers) :] = 0  # what is not commanded stays
+        return moved, turned * (arm.rotation is not None), valid & state[2]
     if plan.kind == "target_steps":
         at = np.maximum(np.arange(t) - 1, 0)
         return *pose_deltas((p[at], q[at]), (p, q)), valid & valid[at] & (np.arange(t) > 0)
@@ -209,6 +214,11 @@ def _deltas(
     if plan.frame == "tool" and state is not None:
         return rotations.rotate(state[1], p), rotations.rotate(state[1], turn), valid & state[2]
     return p, turn, valid
+
+
+def _axes(arm: Arm, numbers: Numbers) -> int:
+    """How many values its position has."""
+    return 0 if arm.position is None else arm.position.of(numbers).shape[1]
 
 
 def _opening(gripper: Gripper | None, numbers: Numbers, t: int) -> tuple[np.ndarray, Valid]:

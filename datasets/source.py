@@ -60,13 +60,13 @@ def open_source(path: str, spec: DatasetSpec | None = None) -> EpisodeSource:
     """
     if spec is None:
         path, spec = _split_spec(path)
-    if path.startswith(PREFIX):
-        return _open(download(path), path, spec, {})
     bare, options = with_options(path)
     seen = {key: options.pop(key) for key in ("camera", "crop") if key in options}
-    if is_url(bare):
+    if bare.startswith(PREFIX):
+        source: EpisodeSource = _open(download(bare), path, spec, options)
+    elif is_url(bare):
         wanted = {key: options[key] for key in ("split", "shards") if key in options}
-        source: EpisodeSource = _open_rlds(fetch(bare, **wanted), spec, options)
+        source = _open_rlds(fetch(bare, **wanted), spec, options)
     else:
         place = Path(bare).expanduser()
         if not place.exists():

@@ -52,6 +52,8 @@ class ReplayBuffer:
         self.cameras = tuple(k for k, key in spec.cameras.items() if key in arrays)
         if not self.cameras:
             raise UserError(f"{path}: no camera of the spec; data/ has {', '.join(sorted(arrays))}")
+        if away := [f"{k} ({key})" for k, key in spec.cameras.items() if key not in arrays]:
+            log.warning("%s: not there, left out: camera %s", self.name, ", ".join(away))
         short = sorted(k for k, a in arrays.items() if a.shape[0] < ends[-1])
         if short:
             raise UserError(f"{path}: {ENDS} says {ends[-1]} steps, {', '.join(short)} has fewer")
@@ -71,6 +73,8 @@ class ReplayBuffer:
         key = self._spec.cameras[check_camera(camera, self.cameras, self.name)]
         wanted, inverse = np.unique(np.asarray(steps, int), return_inverse=True)
         pixels = self._read(f"data/{key}", self._starts[i] + wanted)
+        if pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise UserError(f"{self.path}: data/{key} has {pixels.shape[1:]} a step, not (H, W, 3)")
         if pixels.dtype != np.uint8:
             pixels = np.rint(pixels).clip(0, 255).astype(np.uint8)
         return [pixels[k] for k in inverse]

@@ -14,6 +14,7 @@ from rich.console import Console
 from selfflow.configs.entry import one_of
 from selfflow.datasets.spec import TASKS, UserError, task_named
 from selfflow.envs import simpler_assets
+from selfflow.envs.simpler import samples_of
 from selfflow.envs.simpler_variants import MATCHED
 from selfflow.eval import parts, results
 from selfflow.eval.grids import FAMILIES, SUITES, Variant, why_not
@@ -69,7 +70,8 @@ def plan(config: RolloutConfig) -> tuple[list[Variant], list[tuple[Variant, str]
 def identity(config: RolloutConfig) -> Row:
     """What two runs must share so that one may continue the other."""
     free = ["episodes", "workers", "videos", "out", "urdf_version", "pictures", *config.unused]
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    known = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    return known | {"samples": samples_of(config.shader, config.samples)}
 
 
 def single(config: RolloutConfig, variant: Variant) -> RolloutConfig:

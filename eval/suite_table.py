@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfflow.eval.report import wilson
+from selfflow.eval.report import shading, wilson
 
 Row = dict[str, Any]
 HEAD = ("task", "variant", "colouring", "last step", "early stop", "ever", "of", "%, 95 % interval")
@@ -62,7 +62,7 @@ def _short(colouring: str) -> str:
 def title(summary: Row) -> str:
     """What was evaluated, in which colouring and shading, how often."""
     policy = summary["checkpoint"] or summary["policy"]
-    look = f"colouring {summary['urdf_version']}, shading {summary['shader']}"
+    look = f"colouring {summary['urdf_version']}, shading {shading(summary)}"
     count = sum(row["episodes"] for row in summary["variants"])
     suite = summary["suite"].replace("_", " ")
     return f"SIMPLER, {suite}, {look}, policy {policy}, {count} trials"

@@ -296,12 +296,13 @@ def test_killed_and_gone_on_with(
     assert not draft.exists()
 
 
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_another_plan_does_not_go_on(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(cache_writer, "write_episode", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(config(str(store), tmp_path / "out"))

@@ -120,6 +120,22 @@ def test_absolute_poses_become_deltas(kind: str) -> None:
     assert not found.actions[~valid].any()
 
 
+def test_what_a_target_does_not_command_stays() -> None:
+    rng = np.random.default_rng(2)
+    sensed, goal, q = rng.normal(size=(T, 3)), rng.normal(size=(T, 3)), quaternions(rng)
+    state = {"position": "s[0:3]", "rotation": "s[3:7]", "rotation_as": "quat_wxyz"}
+    numbers = {"s": np.concatenate([sensed, q], 1), "a": goal}
+    for axes in (3, 2):
+        action = {"kind": "target", "position": f"a[0:{axes}]"}
+        found = signals(spec(state, action), numbers).actions
+        moves = (goal - sensed)[:, :axes]
+        np.testing.assert_allclose(found[:, :axes], moves, atol=1e-6)
+        assert not found[:, axes:6].any()
+    flat = spec({"position": "s[0:2]"}, {"kind": "target", "position": "a"})
+    with pytest.raises(UserError, match="has a z, but the state"):
+        signals(flat, numbers)
+
+
 def test_a_delta_in_the_tools_frame_is_turned_into_the_bases() -> None:
     quarter = np.tile(from_rpy([0.0, 0.0, np.pi / 2]), (T, 1))  # the tool's x is the base's y
     numbers = {"s": np.concatenate([np.zeros((T, 3)), quarter], 1)}
@@ -249,6 +265,10 @@ STATE = {"position": "s[0:3]"}
         (spec(STATE, {**STATE, "kind": "reached"}), "the state says them"),
         (spec(STATE, {"kind": "target"}), "action.position: is missing"),
         (spec(STATE, {**STATE, "frame": "tool", "kind": "target"}), "only a delta"),
+        (
+            spec(STATE, {"kind": "target", "position": "a", "rotation": "b", "rotation_as": "rpy"}),
+            "state.rotation: is missing",
+        ),
         (spec({**STATE, "position_unit": 0}), "give a number above 0"),
         (
             spec(None, {**STATE, "gripper": "a", "open": 0, "closed": 1, "relative": True}),

@@ -188,6 +188,9 @@ def test_one_colouring_is_a_quarter_of_the_google_robot_s_trials(tmp_path, monke
     text = suite_table.markdown(summary | {"variants": [row], "tasks": tally, "families": tally})
     assert "| task | last step | early stop | ever | of | %, 95 % interval |" in text
     assert "| move_near | 2 | 2 | 2 | 2 | 100.0 (34.2 to 100.0) |" in text
+    traced = suite.identity(composed(tmp_path / "run", "shader=rt"))
+    title = suite_table.title(traced | {"urdf_version": suite.ALL, "variants": [row]})
+    assert "shading rt, 4 rays a pixel" in title
     plain = aggregation(tmp_path / "run", "urdf_version=recolor_tabletop_visual_matching_2")
     with pytest.raises(UserError, match="urdf_version"):
         suite.plan(plain)

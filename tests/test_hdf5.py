@@ -204,7 +204,9 @@ def test_aloha_frames_and_raw_arrays(
     assert source.metadata(2) == {"episode": 10, "sim": False, "file": "episode_10.hdf5"}
 
 
-def test_a_spec_of_ones_own_reads_other_keys_and_texts(tmp_path: Path) -> None:
+def test_a_spec_of_ones_own_reads_other_keys_and_texts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = robomimic(tmp_path / "own.hdf5")
     with h5py.File(path, "a") as file:
         file["data"].attrs["task"] = "stack"
@@ -222,6 +224,17 @@ def test_a_spec_of_ones_own_reads_other_keys_and_texts(tmp_path: Path) -> None:
     wide = replace(ROBOMIMIC, numbers={**ROBOMIMIC.numbers, "actions": 8})
     with pytest.raises(UserError, match="actions has 7 values a step, expected 8"):
         Hdf5Source(path, wide).signals(0)
+    for key, told in (("words", "no numbers"), ("obs", "no obs in /data/demo_0")):
+        with pytest.raises(UserError, match=told):
+            Hdf5Source(path, replace(ROBOMIMIC, numbers={"actions": 7, key: 0})).signals(0)
+    with pytest.raises(UserError, match="actions holds no text"):
+        Hdf5Source(path, replace(ROBOMIMIC, instruction="actions")).signals(0)
+    planes = replace(ROBOMIMIC, cameras={"x": "obs/planes", "gone": "obs/gone"})
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/obs/planes"] = np.zeros((5, 3, 8, 8), np.uint8)
+    with pytest.raises(UserError, match=r"obs/planes are \(3, 8, 8\) uint8, not \(H, W, 3\)"):
+        Hdf5Source(path, planes).frames(0, [0])
+    assert "left out: camera gone (obs/gone)" in caplog.text
     blind = replace(ROBOMIMIC, cameras={"x": "obs/x"})
     with pytest.raises(UserError, match="no camera of the spec"):
         Hdf5Source(path, blind)

@@ -203,6 +203,12 @@ def test_downloads_that_are_not_complete(written: Path, tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-9])  # never finalised
     with pytest.raises(UserError, match=r"file-000\.parquet: not a whole parquet file"):
         LeRobotSource(folder).signals(0)
+    table = folder / "meta/episodes/chunk-000/file-000.parquet"
+    whole = table.read_bytes()
+    table.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"file-000\.parquet: not a whole parquet file"):
+        LeRobotSource(folder)
+    table.write_bytes(whole)
     (folder / "meta/tasks.parquet").unlink()
     with pytest.raises(UserError, match=r"tasks\.parquet: not a whole parquet file"):
         LeRobotSource(folder)
@@ -362,6 +368,7 @@ def test_the_hub(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     (found,), weights = open_sources(["hf://me/smooth@2"])
     assert (len(found), weights) == (3, [2.0])
+    assert open_source("hf://me/smooth?camera:wrist").cameras[0] == "wrist"
     with pytest.raises(UserError, match=r"hf://me/none: cannot be downloaded \(no network\)$"):
         open_source("hf://me/none")
     with pytest.raises(UserError, match="give hf://owner/name"):
