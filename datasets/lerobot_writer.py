@@ -66,7 +66,9 @@ def write_lerobot(
         writer = _Writer(source, partial, keys, codec, crf)
         try:
             chosen = list(range(len(source)) if episodes is None else episodes)
-            for i in track(chosen, "writing", console=Console(stderr=True), transient=True):
+            console = Console(stderr=True)
+            hidden = not console.is_terminal
+            for i in track(chosen, "writing", console=console, transient=True, disable=hidden):
                 writer.add(i)
         finally:
             writer.close()

@@ -108,7 +108,7 @@ def report(console: Console, stat: Statistics, checks: Checks, signs: list[str])
     """Prints the table of dimensions and the warnings."""
     console.print(f"{stat.n} valid actions at {stat.control_hz:g} Hz")
     parts = ("mean", "std", "q01", "q99", "min", "max")
-    shown = Table()
+    shown = Table(padding=0)  # all digits fit 80 columns
     shown.add_column("dimension", no_wrap=True, min_width=12)
     for heading in parts:
         shown.add_column(heading, justify="right")

@@ -214,6 +214,7 @@ class EpisodeStore:
         self.header = read_header(self.folder)
         self.embodiment: Embodiment = self.header.is_of
         self.cameras = self.header.cameras
+        self.photographs = self.header.photographs
         self.skipped = 0
         self.failures: dict[int, str] = {}
         self._shards: list[tuple[memoryview, memoryview]] = []  # blob, index

@@ -31,6 +31,7 @@ class View:
         self.name = source.name + "".join(f"?{k}:{v}" for k, v in chosen if v is not None)
         self.embodiment, self.skipped = source.embodiment, source.skipped
         self.measures = source.measures if isinstance(source, Measures) else ()
+        self.photographs = getattr(source, "photographs", ())  # of a store; others cannot say
         self._box = (0, 0, 100, 100) if crop is None else _box(crop)
 
     def __len__(self) -> int:

@@ -124,6 +124,7 @@ class RobotEnv(gymnasium.Env):
         )
         high = np.array(self.embodiment.limits, np.float32)
         low = np.where(np.arange(ACTION_DIM) == GRIPPER, 0, -high).astype(np.float32)
+        self._running = False  # between reset and close
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
     def reset(
@@ -139,7 +140,7 @@ class RobotEnv(gymnasium.Env):
             raise ValueError(f"placement: no such entry {unknown}; have {', '.join(placement)}")
         placement |= given
         draws = placement | self.simulator.reset(placement, rng)
-        self._start = placement
+        self._start, self._running = placement, True
         self._steps = self._clipped = self._ik_failed = self.subtask = 0
         self._rules.reset(self.simulator.privileged())
         info = self._info() | {
@@ -153,6 +154,8 @@ class RobotEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Info]:
         """One control step; see the class for the rules."""
+        if not self._running:
+            raise RuntimeError("reset() comes first")
         action = np.asarray(action, np.float64)
         if action.shape != (ACTION_DIM,) or not np.all(np.isfinite(action)):
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {action!r}")
@@ -191,6 +194,7 @@ class RobotEnv(gymnasium.Env):
 
     def close(self) -> None:
         """Frees the simulator and its renderer."""
+        self._running = False
         self.simulator.close()
 
     def _observe(self) -> Observation:

@@ -42,7 +42,7 @@ from selfflow.datasets.spec import (
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.bridge_tasks import PAIRS, Privileged, PutOnRules
 from selfflow.envs.maniskill_assets import asset_folder, require
-from selfflow.envs.sapien_render import require_renderer
+from selfflow.envs.sapien_render import DRAWING, require_renderer
 
 IDS = {
     "widowx_carrot_on_plate": "PutCarrotOnPlateInScene-v1",
@@ -95,6 +95,7 @@ def open_scene(task: Task, num_envs: int = 1, sim_backend: str = "cpu") -> Any:
             render_backend="gpu" if torch.cuda.is_available() else "cpu",
         )
     scene: Any = made.unwrapped
+    DRAWING[scene] = os.getpid()
     # The photographs are an attribute of ManiSkill's class: a later scene would change this one's.
     scene._rgb_overlay_images = dict(scene._rgb_overlay_images)
     _forget_shading()
@@ -275,6 +276,7 @@ class ManiSkillSimulator:
     def close(self) -> None:
         """Frees the scene; a reset builds it again."""
         self._env.close()
+        DRAWING.pop(self._env, None)
 
     @property
     def _arm(self) -> Any:

@@ -70,7 +70,8 @@ class ManiSkillVector(gymnasium.vector.VectorEnv):
         self, *, seed: int | list[int | None] | None = None, options: dict | None = None
     ) -> tuple[Batch, Info]:
         """Starts num_envs episodes; a list of seeds gives each its own."""
-        del options
+        if options:
+            raise ValueError(f"options={options}: all scenes are reset together, without any")
         if isinstance(seed, int):
             seed = [seed + i for i in range(self.num_envs)]
         seeds = seed or [None] * self.num_envs
@@ -94,7 +95,7 @@ class ManiSkillVector(gymnasium.vector.VectorEnv):
         space = self.single_action_space
         assert isinstance(space, gymnasium.spaces.Box)
         clipped = np.clip(wanted, space.low.astype(np.float64), space.high.astype(np.float64))
-        self._clipped += np.any(np.abs(clipped - wanted) > 1e-6, axis=1)
+        self._clipped += np.any(np.abs(clipped - wanted) > 1e-9, axis=1)
         torch = importlib.import_module("torch")
         tool, target = (pose[:, :3] for pose in self._tool_poses())
         moved = torch.from_numpy(to_controller(clipped, tool, target)).to(self._scene.device)

@@ -7,6 +7,7 @@
 | `selfflow/Twin-<Task>-v0` | the MuJoCo twin | those of envs/twin.py |
 | `selfflow/Simpler-<Task>-v0` | SIMPLER's scene on SAPIEN 3 | those of envs/simpler.py |
 
+gymnasium 1 has no plug-ins: the part before the colon, or an import of this module, registers them.
 `<Task>` is the name in selfflow.datasets.spec, in capitals: open_top_drawer is OpenTopDrawer. The
 simulator is imported where an environment is made. No step limit is added: `RobotEnv` truncates.
 

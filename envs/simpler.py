@@ -63,7 +63,8 @@ def make_simpler(
     if task.name in BRIDGE_RULES and gripper != "opening":
         raise UserError(f"gripper={gripper}: only for the Google robot; choose gripper=opening")
     samples, size = samples_of(shader, samples), _size_of(task, image_size)
-    robot_urdf(urdf_version)  # missing files are told before the renderer is opened
+    if task.name not in BRIDGE_RULES:
+        robot_urdf(urdf_version)  # missing files are told before the renderer is opened
     require_renderer()
     if task.name in BRIDGE_RULES:
         simulator = _widowx(task, samples, size, overlay)

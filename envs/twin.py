@@ -18,6 +18,7 @@ from selfflow.envs import twin_scene as scene
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.table_tasks import MODELS, TABLE_RULES, Placed, objects
 from selfflow.envs.tasks import DRAWERS
+from selfflow.envs.twin_mesh import ROBOTS, Fingers, Photo, check_meshes, photo_file
 from selfflow.envs.twin_objects import COKE_THINGS, NEAR_THINGS
 from selfflow.envs.twin_random import Randomise, level
 from selfflow.envs.twin_render import asked_renderer
@@ -39,8 +40,9 @@ class CabinetTwin(TwinRobot):
         randomise: Randomise,
         look: Look,
         handles: str,
+        robot: str,
     ) -> None:
-        super().__init__(scene.build(*size, look, handles), size, randomise)
+        super().__init__(scene.build(*size, look, handles, robot), size, randomise)
         self._has_apple = apple
         self._drawers = np.array([self.model.joint(f"drawer_{d}").qposadr[0] for d in DRAWERS])
         self._apple = self.model.joint("apple").qposadr[0]
@@ -83,9 +85,11 @@ class CabinetTwin(TwinRobot):
 class TableTwin(TwinRobot):
     """A table with a coke can, or with move near's three things."""
 
-    def __init__(self, size: tuple[int, int], task: Task, randomise: Randomise, look: Look) -> None:
+    def __init__(
+        self, size: tuple[int, int], task: Task, randomise: Randomise, look: Look, robot: str
+    ) -> None:
         things = NEAR_THINGS if task.name == "move_near" else COKE_THINGS
-        super().__init__(scene.build_table(*size, things, look), size, randomise)
+        super().__init__(scene.build_table(*size, things, look, robot), size, randomise)
         self._task = task
         self._robot = self.model.body("base").id
         self._finger_bodies = [self.model.body(name).id for name in FINGERS]
@@ -142,9 +146,21 @@ class TableTwin(TwinRobot):
         return found
 
 
-def check_options(task: Task, randomise: str | Randomise, handles: str) -> None:
-    """Raises UserError for what `make_mujoco` does not take."""
+def check_options(
+    task: Task,
+    randomise: str | Randomise,
+    handles: str,
+    robot: str = "primitives",
+    photo: bool = False,
+) -> None:
+    """Raises UserError for what `make_mujoco` does not take, and for data files that it lacks."""
     level(randomise)
+    if robot not in ROBOTS:
+        raise UserError(f"robot={robot}: choose one of {', '.join(ROBOTS)}")
+    if robot == "google_mesh":
+        check_meshes()
+    if photo:
+        photo_file(task)
     if handles not in HANDLES:
         raise UserError(f"handles={handles}: choose one of {', '.join(HANDLES)}")
     if handles != "visual" and task.name in TABLE_RULES:
@@ -159,22 +175,27 @@ def make_mujoco(
     randomise: str | Randomise = "none",
     handles: str = "visual",
     look: Look | None = None,
+    robot: str = "primitives",
+    photo: bool = False,
 ) -> RobotEnv:
     """The twin as a gymnasium environment for one of the tasks it has rules for. OpenGL is opened
     with the first picture, so that a process which draws none may be forked.
 
     randomise: a name of twin_random.LEVELS, or the ranges themselves. handles: `visual`, as
-    SIMPLER's, or `collide`. look: None is the drawers' plain room, the tables' office. Raises
-    UserError.
+    SIMPLER's, or `collide`. look: None is the drawers' plain room, the tables' office.
+    robot: `primitives`, or `google_mesh` for the original's looks; photo: SIMPLER's photograph
+    behind what is simulated; both need its data files. Raises UserError.
     """
     asked_renderer()  # a wrong choice is told now
-    check_options(task, randomise, handles)
+    check_options(task, randomise, handles, robot, photo)
     if look is not None and look.room not in ROOMS:
         raise UserError(f"room={look.room}: choose one of {', '.join(ROOMS)}")
     ranges = level(randomise)
     if task.name in TABLE_RULES:
-        twin = TableTwin(image_size, task, ranges, look or TABLE_LOOK)
+        twin = TableTwin(image_size, task, ranges, look or TABLE_LOOK, robot)
     else:
         apple = task.name == "open_drawer_place"
-        twin = CabinetTwin(image_size, apple, ranges, look or Look(), handles)
+        twin = CabinetTwin(image_size, apple, ranges, look or Look(), handles, robot)
+    twin.fingers = Fingers(twin.model) if robot == "google_mesh" else None
+    twin.photo = Photo(twin.model, task, image_size) if photo else None
     return RobotEnv(twin, task, placement, pictures)

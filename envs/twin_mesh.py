@@ -23,7 +23,7 @@ from selfflow.datasets.spec import Task, UserError
 from selfflow.envs.backgrounds import nearest_photo
 from selfflow.envs.simpler_assets import AssetMissing, photo, robot_urdf
 from selfflow.envs.table_tasks import TABLE_RULES, table_photo
-from selfflow.envs.twin_body import BASE_HEIGHT, FINGER_TRAVEL, VISUAL
+from selfflow.envs.twin_body import FINGER_TRAVEL, VISUAL
 from selfflow.envs.twin_render import Renderer
 from selfflow.envs.twin_room import add_material
 
@@ -146,12 +146,7 @@ def carried_by(links: dict[str, Link], name: str, bodies: set[str]) -> tuple[str
 
 def parts_of(path: Path) -> list[Part]:
     """A mesh file's parts; from the cache where they are there. Raises UserError."""
-    stat = path.stat()
-    key = hashlib.sha256(
-        f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {TEXTURE_SIDE}".encode()
-    ).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    cached = root / "selfflow" / "meshes" / f"{path.stem}_{key}.npz"
+    cached = _cached(path)
     if not cached.is_file():
         parts = _convert(path)
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -168,15 +163,28 @@ def parts_of(path: Path) -> list[Part]:
         ]
 
 
-def _convert(path: Path) -> list[Part]:
+def _cached(path: Path) -> Path:
+    """Where a mesh file's parts are kept; another name where the file has changed."""
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {TEXTURE_SIDE}"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    name = f"{path.stem}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    return root / "selfflow" / "meshes" / name
+
+
+def _trimesh() -> Any:
     try:
         import trimesh
     except ModuleNotFoundError as e:
         raise UserError(
             "robot=google_mesh: trimesh is not installed; pip install 'selfflow[mesh]'"
         ) from e
+    return trimesh
+
+
+def _convert(path: Path) -> list[Part]:
     parts = []
-    for mesh in trimesh.load_scene(path).dump():
+    for mesh in _trimesh().load_scene(path).dump():
         uv = getattr(mesh.visual, "uv", None)
         uv = np.zeros((len(mesh.vertices), 2)) if uv is None else np.asarray(uv)
         parts.append(
@@ -199,6 +207,20 @@ def _texture(material: Any) -> UInt8[np.ndarray, "H W 3"]:
     picture = picture.convert("RGB")
     picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
     return np.array(picture)
+
+
+def check_meshes() -> None:
+    """Raises UserError with the cure where `dress` could not: files, or trimesh, are missing."""
+    urdf = robot_urdf(COLOURS)
+    for link in read_urdf(urdf).values():
+        for file, _ in link.visuals:
+            if not (urdf.parent / file).is_file():
+                raise AssetMissing(
+                    f"robot=google_mesh: {urdf.parent / file} is missing; "
+                    "run python envs/simpler_assets.py source=..."
+                )
+            if not _cached(urdf.parent / file).is_file():
+                _trimesh()
 
 
 def dress(spec: mujoco.MjSpec) -> None:
@@ -226,10 +248,6 @@ def dress(spec: mujoco.MjSpec) -> None:
 
 def _add_meshes(spec: mujoco.MjSpec, path: Path, textures: set[str]) -> list[tuple[str, str]]:
     """Adds a file's parts; the names of their meshes and materials."""
-    if not path.is_file():
-        raise AssetMissing(
-            f"robot=google_mesh: {path} is missing; run python envs/simpler_assets.py source=..."
-        )
     names = []
     for n, part in enumerate(parts_of(path)):
         material = PREFIX + hashlib.sha256(part.texture.tobytes()).hexdigest()[:8]
@@ -296,7 +314,6 @@ class Photo:
     def __init__(self, model: mujoco.MjModel, task: Task, size: tuple[int, int]) -> None:
         self._task, self._size = task, size
         self._photos: dict[str, np.ndarray] = {}
-        self._photo("b0")
         roots = [body for body in range(1, model.nbody) if model.body_rootid[body] == body]
         shown = [b for b in roots if model.body(b).name in ("base", "cabinet") or _free(model, b)]
         self._shown = np.isin(model.body_rootid[model.geom_bodyid], shown)
@@ -317,13 +334,16 @@ class Photo:
     def _photo(self, view: str) -> Float[np.ndarray, "H W 3"]:
         from PIL import Image
 
-        table = self._task.name in TABLE_RULES
-        name = table_photo(self._task) if table else f"open_drawer_{view}"
-        if name not in self._photos:
-            with Image.open(photo(name)) as image:
+        if view not in self._photos:
+            with Image.open(photo_file(self._task, view)) as image:
                 small = image.convert("RGB").resize(self._size[::-1], Image.Resampling.BILINEAR)
-            self._photos[name] = np.asarray(small, np.float64)
-        return self._photos[name]
+            self._photos[view] = np.asarray(small, np.float64)
+        return self._photos[view]
+
+
+def photo_file(task: Task, view: str = "b0") -> Path:
+    """A task's photograph, of the drawers' from a pose of tasks.DRAWER_POSES. Raises UserError."""
+    return photo(table_photo(task) if task.name in TABLE_RULES else f"open_drawer_{view}")
 
 
 def _free(model: mujoco.MjModel, body: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from selfflow.datasets.spec import UserError
 
@@ -29,6 +29,12 @@ class Renderer(Protocol):
 
     def render(self, data: mujoco.MjData, camera: str) -> Frame:
         """The camera's picture, uint8 RGB."""
+        ...
+
+    def share(
+        self, data: mujoco.MjData, camera: str, geoms: Bool[np.ndarray, "G"]
+    ) -> Float[np.ndarray, "H W"]:
+        """How much of each pixel shows one of these geoms of the model, 0 .. 1."""
         ...
 
     def close(self) -> None: ...
@@ -57,6 +63,29 @@ class GLRenderer:
         self._pixels = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
 
     def render(self, data: mujoco.MjData, camera: str) -> Frame:
+        image = self._draw(data, camera)
+        if self._factor == 1:
+            return image.copy()
+        quarters = [image[i::2, j::2].astype(np.uint16) for i in (0, 1) for j in (0, 1)]
+        return ((sum(quarters) + 2) >> 2).astype(np.uint8)
+
+    def share(
+        self, data: mujoco.MjData, camera: str, geoms: Bool[np.ndarray, "G"]
+    ) -> Float[np.ndarray, "H W"]:
+        flags = self._scene.flags
+        wanted = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR)]
+        flags[wanted] = 1
+        colours = self._draw(data, camera).astype(np.int64)
+        flags[wanted] = 0
+        numbers = colours @ (1, 1 << 8, 1 << 16)  # 0 is nothing
+        shown = np.zeros(self._scene.ngeom + 1, bool)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
+                shown[geom.segid + 1] = geoms[geom.objid]
+        f = self._factor
+        return shown[numbers].reshape(len(colours) // f, f, -1, f).mean((1, 3))
+
+    def _draw(self, data: mujoco.MjData, camera: str) -> Frame:
         self._gl.make_current()
         self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mjv_updateScene(
@@ -70,11 +99,7 @@ class GLRenderer:
         )
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
-        image = self._pixels[::-1]
-        if self._factor == 1:
-            return image.copy()
-        quarters = [image[i::2, j::2].astype(np.uint16) for i in (0, 1) for j in (0, 1)]
-        return ((sum(quarters) + 2) >> 2).astype(np.uint8)
+        return self._pixels[::-1]
 
     def close(self) -> None:
         if self._gl is not None:
@@ -96,14 +121,7 @@ class RayRenderer:
         self._model, self._height, self._width = model, height, width
 
     def render(self, data: mujoco.MjData, camera: str) -> Frame:
-        cam = self._model.camera(camera).id
-        origin, turn = data.cam_xpos[cam].copy(), data.cam_xmat[cam].reshape(3, 3)
-        focal = self._height / 2 / np.tan(np.radians(self._model.cam_fovy[cam]) / 2)
-        x = (np.arange(self._width) + 0.5 - self._width / 2) / focal
-        y = (self._height / 2 - np.arange(self._height) - 0.5) / focal
-        grid = np.stack([*np.meshgrid(x, y), np.full((self._height, self._width), -1.0)], axis=-1)
-        rays = grid.reshape(-1, 3) @ turn.T
-        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        origin, rays = self._rays(data, camera)
         geoms, distances, normals = self._cast(data, origin, rays)
         hits = origin + rays * np.maximum(distances, 0)[:, None]
         towards = -self._model.light_dir[0] / np.linalg.norm(self._model.light_dir[0])
@@ -115,6 +133,24 @@ class RayRenderer:
         shade = np.where(geoms < 0, 1.0, self.AMBIENT + self.DIFFUSE * facing)
         image = self._colours()[geoms] * shade[:, None]
         return (255 * np.clip(image, 0, 1)).astype(np.uint8).reshape(self._height, self._width, 3)
+
+    def share(
+        self, data: mujoco.MjData, camera: str, geoms: Bool[np.ndarray, "G"]
+    ) -> Float[np.ndarray, "H W"]:
+        hit, _, _ = self._cast(data, *self._rays(data, camera))
+        shown = np.append(geoms, False)[hit]  # geom -1 is the sky
+        return shown.reshape(self._height, self._width).astype(np.float64)
+
+    def _rays(self, data: mujoco.MjData, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """The camera's place, and a direction a pixel."""
+        cam = self._model.camera(camera).id
+        origin, turn = data.cam_xpos[cam].copy(), data.cam_xmat[cam].reshape(3, 3)
+        focal = self._height / 2 / np.tan(np.radians(self._model.cam_fovy[cam]) / 2)
+        x = (np.arange(self._width) + 0.5 - self._width / 2) / focal
+        y = (self._height / 2 - np.arange(self._height) - 0.5) / focal
+        grid = np.stack([*np.meshgrid(x, y), np.full((self._height, self._width), -1.0)], axis=-1)
+        rays = grid.reshape(-1, 3) @ turn.T
+        return origin, rays / np.linalg.norm(rays, axis=1, keepdims=True)
 
     def _colours(self) -> np.ndarray:
         """RGB by geom, of a textured one its texture's mean; the last, geom -1, is the sky."""

@@ -14,6 +14,7 @@ from selfflow.datasets.rotations import canonical, compose, from_axis_angle, inv
 from selfflow.datasets.spec import EMBODIMENTS
 from selfflow.envs import twin_body as robot
 from selfflow.envs.trajectory import JerkLimited
+from selfflow.envs.twin_mesh import Fingers, Photo
 from selfflow.envs.twin_random import Nominal, Randomise, apply, draw
 from selfflow.envs.twin_render import Renderer, make_renderer
 from selfflow.envs.twin_scene import SUBSTEPS, TIMESTEP
@@ -35,6 +36,8 @@ class TwinRobot:
         self.model, self._randomise, self._nominal = model, randomise, Nominal(model)
         self.data, self._ik_data = mujoco.MjData(model), mujoco.MjData(model)
         self._renderer: Renderer | None = None  # opened with the first picture
+        self.fingers: Fingers | None = None  # of the original meshes, where these are shown
+        self.photo: Photo | None = None
         self._qpos = np.array([model.joint(n).qposadr[0] for n in robot.ARM_JOINTS])
         self._dofs = np.array([model.joint(n).dofadr[0] for n in robot.ARM_JOINTS])
         self._fingers = np.array([model.joint(n).qposadr[0] for n in FINGERS])
@@ -96,8 +99,15 @@ class TwinRobot:
     def render(self) -> dict[str, np.ndarray]:
         if self._renderer is None:
             self._renderer = make_renderer(self.model, *self.image_shapes["overhead_camera"])
-        renderer = self._renderer
-        return {name: renderer.render(self.data, name) for name in self.image_shapes}
+        if self.fingers is not None:
+            self.fingers.turn(self.data)
+        return {name: self._picture(self._renderer, name) for name in self.image_shapes}
+
+    def _picture(self, renderer: Renderer, camera: str) -> np.ndarray:
+        picture = renderer.render(self.data, camera)
+        if self.photo is None:
+            return picture
+        return self.photo.behind(picture, renderer, self.data, camera)
 
     def camera_info(self) -> dict[str, dict[str, np.ndarray]]:
         info = {}

@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 
 from selfflow.envs.twin_body import VISUAL, WORLD, add_robot, box
+from selfflow.envs.twin_mesh import dress
 from selfflow.envs.twin_objects import add_objects
 from selfflow.envs.twin_room import STEEL, WOOD, add_office, add_patterns, add_room
 
@@ -41,21 +42,35 @@ class Look:
 TABLE_LOOK = Look(room="office")
 
 
-def build(height: int, width: int, look: Look = Look(), handles: str = "visual") -> mujoco.MjModel:
-    """The compiled cabinet scene, offscreen buffer at least height × width; handles: HANDLES."""
+def build(
+    height: int,
+    width: int,
+    look: Look = Look(),
+    handles: str = "visual",
+    robot: str = "primitives",
+) -> mujoco.MjModel:
+    """The compiled cabinet scene, offscreen buffer at least height × width; handles: HANDLES;
+    robot: twin_mesh.ROBOTS."""
     spec = _start(height, width, look)
     _cabinet(spec, handles)
     _apple(spec)
-    add_robot(spec)
-    return spec.compile()
+    return _with_robot(spec, robot)
 
 
-def build_table(height: int, width: int, things: tuple[str, ...], look: Look) -> mujoco.MjModel:
+def build_table(
+    height: int, width: int, things: tuple[str, ...], look: Look, robot: str = "primitives"
+) -> mujoco.MjModel:
     """The compiled table scene with the things (names of table_tasks.MODELS), all parked."""
     spec = _start(height, width, look)
     _table(spec)
     add_objects(spec, things)
+    return _with_robot(spec, robot)
+
+
+def _with_robot(spec: mujoco.MjSpec, robot: str) -> mujoco.MjModel:
     add_robot(spec)
+    if robot == "google_mesh":
+        dress(spec)
     return spec.compile()
 
 

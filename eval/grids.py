@@ -75,7 +75,7 @@ def visual_matching() -> list[Variant]:
     found = []
     for task, cells in CELLS.items():
         shader = "rt" if task in DRAWER_RULES else "ibl"
-        files = tuple(f"data/real_inpainting/{name}.png" for name in _photos(task))
+        files = tuple(f"data/real_inpainting/{name}.png" for name in photos(task))
         for colouring in [""] if task in WIDOWX else URDF_VERSIONS:
             found.append(Variant(task, MATCHED, colouring, cells, shader, files))
     return found
@@ -111,7 +111,8 @@ def why_not(variant: Variant, tasks: Collection[str], has: Callable[[str], bool]
     return None
 
 
-def _photos(task: str) -> tuple[str, ...]:
+def photos(task: str) -> tuple[str, ...]:
+    """Names of the photographs that visual matching shows behind the task."""
     if task in DRAWER_RULES:
         poses = PLACE_POSES if task == "open_drawer_place" else DRAWER_POSES
         return tuple(f"open_drawer_{pose}" for pose in poses)

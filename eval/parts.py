@@ -37,8 +37,9 @@ SIMPLER_ONLY = ["urdf_version", "shader", "samples", "variant"]  # keys that the
 DECODING = ("decode", "execute", "steps", "solver", "guidance", "ensemble", "delay")
 # keys that came after some rollouts had begun
 LATER = (*DECODING[3:], "decode", "max_metres", "max_radians", "low_pass", "workspace")
-LATER += ("randomise", "handles")
-TWIN_ONLY = {"randomise": "none", "handles": "visual"}  # keys that the others have not
+LATER += ("randomise", "handles", "robot", "photo")
+# keys that the others have not
+TWIN_ONLY = {"randomise": "none", "handles": "visual", "robot": "primitives", "photo": False}
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
 
 
@@ -77,6 +78,8 @@ class RolloutConfig:
     workspace: list[float] | None = None
     randomise: str = "none"
     handles: str = "visual"
+    robot: str = "primitives"
+    photo: bool = False
 
     @property
     def spec(self) -> Task:
@@ -157,7 +160,7 @@ def check(config: RolloutConfig) -> None:
         check_variant(task.name, config.variant)
     elif config.variant != MATCHED:
         raise UserError(f"variant={config.variant}: only with backend=simpler; choose that")
-    check_twin(config.backend, task, config.randomise, config.handles)
+    check_twin(config.backend, task, **{key: getattr(config, key) for key in TWIN_ONLY})
     if config.gripper != "opening" and config.backend != "simpler":
         raise UserError(
             f"gripper={config.gripper}: only with backend=simpler; choose that, or gripper=opening"
@@ -189,13 +192,13 @@ def tasks_of(backend: str) -> tuple[str, ...]:
     return tuple(RULES if backend == "simpler" else DRAWER_RULES)
 
 
-def check_twin(backend: str, task: Task, randomise: str, handles: str = "visual") -> None:
+def check_twin(backend: str, task: Task, randomise: str = "none", **options: Any) -> None:
     """Raises UserError for what the twin cannot be, and for its keys with another simulator."""
     if backend == "mujoco":
         from selfflow.envs.twin import check_options
 
-        return check_options(task, randomise, handles)
-    for key, value in (("randomise", randomise), ("handles", handles)):
+        return check_options(task, **(TWIN_ONLY | {"randomise": randomise} | options))
+    for key, value in {"randomise": randomise, **options}.items():
         if value != TWIN_ONLY[key]:
             raise UserError(f"{key}={value}: only with backend=mujoco; leave it out")
 

@@ -71,7 +71,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     for _ in rows:
         out.add_column()
     for label in cells[0]:
-        out.add_row(label, *(column[label] for column in cells))
+        out.add_row(label, *(column.get(label, "-") for column in cells))
     return out
 
 
@@ -91,6 +91,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "placement": row["placement"],
         "shading": shading(row),
         "policy": row.get("checkpoint") or row["policy"],
+        **({"photographs": "seen in training"} if row.get("photographs_seen") else {}),
         "successes / episodes": f"{row['successes']} / {row['episodes']}",
         "Wilson 95 % interval": f"{100 * low:.1f} % to {100 * high:.1f} %",
         "at a decision / ever": f"{readings['early_stop']} / {readings['ever']} successes",

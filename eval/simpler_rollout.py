@@ -14,6 +14,7 @@ Writes to `out`: episodes.jsonl (a line an episode), summary.json, an mp4 of eac
 where it stopped. Seeds from 200000 are for reported numbers: open them once per checkpoint.
 """
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from selfflow.configs.entry import launch
+from selfflow.envs.simpler_variants import MATCHED
 from selfflow.eval import parts, results, suite
+from selfflow.eval.grids import photos
 from selfflow.eval.parts import RolloutConfig
 from selfflow.eval.report import summarize, table
 from selfflow.eval.rollout import Episode
 from selfflow.eval.workers import Message, Ready, Stepped, run_seeds
+from selfflow.worldmodel.checkpoint import resolve
 
 
 def check(config: RolloutConfig) -> None:
@@ -73,11 +77,20 @@ def one_rollout(config: RolloutConfig) -> dict[str, Any]:
     summary = identity | {"version": version("selfflow"), "folder": str(folder)}
     if config.policy == "checkpoint":
         summary["checkpoint_folder"] = str(config.run)
+        summary["photographs_seen"] = photographs_seen(config)
     summary |= summarize([done[seed] for seed in config.seeds])
     results.write_json(folder / results.SUMMARY, summary)
     console.print(table([summary]))
     console.print(f"Episodes, summary and videos: {folder}", soft_wrap=True)
     return summary
+
+
+def photographs_seen(config: RolloutConfig) -> list[str]:
+    """Those behind the task that the policy's training data have shown, by its checkpoint."""
+    if config.backend != "simpler" or config.variant != MATCHED:
+        return []
+    shown = json.loads((resolve(config.run) / "config.json").read_text()).get("photographs", [])
+    return sorted(set(shown) & set(photos(config.spec.name)))
 
 
 class Display:

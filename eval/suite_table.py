@@ -99,12 +99,17 @@ def markdown(summary: Row) -> str:
 
 
 def remarks(summary: Row) -> list[str]:
-    """Which scores are not comparable with published ones; what was not run and why."""
+    """Which scores are not comparable, or on photographs seen; what was not run and why."""
     apart = sorted({r["task"] for r in summary["variants"] if r["paper_shader"] != r["shader"]})
     lines = []
     if apart:
         tasks = ", ".join(apart)
         lines.append(f"Not comparable with published scores, which are ray-traced: {tasks}")
+    if "rt" in {row["shader"] for row in summary["variants"]}:
+        lines.append("Ray-traced, without the denoiser of published scores: parity is not checked")
+    seen = sorted({r["task"] for r in summary["variants"] if r.get("photographs_seen")})
+    if seen:
+        lines.append(f"Photographs seen in training: {', '.join(seen)}")
     counts: dict[tuple[str, str, str], int] = {}
     for row in summary["not_run"]:
         key = (row["task"], row["name"], row["reason"])

@@ -77,7 +77,7 @@ def main(config: FinetuneConfig) -> None:
         robots, codec = embodiments(sources, known), codec_of(seen, world.device)
         reader, texts = Reader(seen, robots, statistics, codec, text), readable(text, sources)
         state = State(student, config, world)
-        meta = policy_config(config, reader) | {"robots": own_robots(sources)}
+        meta = policy_config(config, reader) | origins(sources)
         made = meta, to_json(statistics), partial(usable, config=config)
         with (
             open_run(config, state, "finetune", amounts(sources)) as run,
@@ -129,11 +129,13 @@ def policy_config(config: FinetuneConfig, reader: Reader) -> dict[str, Any]:
     return meta | ({"read_block": config.read_block} if config.whole else {})
 
 
-def own_robots(sources: list[Any]) -> dict[str, Any]:
-    """By name the embodiments of the data that the project itself does not know: whoever loads the
-    policy gets them from the checkpoint."""
+def origins(sources: list[Any]) -> dict[str, Any]:
+    """What a policy's users must know of its data: the embodiments that the project does not know,
+    by name, and the benchmark's photographs that were shown."""
     found = {source.embodiment.name: source.embodiment for source in sources}
-    return {name: asdict(robot) for name, robot in found.items() if name not in EMBODIMENTS}
+    own = {name: asdict(robot) for name, robot in found.items() if name not in EMBODIMENTS}
+    shown = {name for source in sources for name in getattr(source, "photographs", ())}
+    return {"robots": own, "photographs": sorted(shown)}
 
 
 def policy_losses(

@@ -14,7 +14,7 @@ from selfflow.datasets.spec import EMBODIMENTS, UserError
 from selfflow.datasets.text import HashEncoder
 from selfflow.policies.base import Policy
 from selfflow.policies.decoding import Decoding
-from selfflow.policies.finetune import FinetuneConfig, own_robots, policy_config
+from selfflow.policies.finetune import FinetuneConfig, origins, policy_config
 from selfflow.policies.flow_policy import FlowPolicy, load_policy
 from selfflow.policies.head import PolicyModel
 from selfflow.policies.observing import Parts
@@ -199,7 +199,7 @@ def test_ones_own_robot_comes_from_the_checkpoint(tmp_path: Path) -> None:
     path = save(tmp_path)
     mine = replace(ROBOT, name="my_arm", control_hz=12.5, cameras=("wrist",))
     config = json.loads((path / "config.json").read_text())
-    robots = own_robots([SimpleNamespace(embodiment=e) for e in (mine, ROBOT)])
+    robots = origins([SimpleNamespace(embodiment=e) for e in (mine, ROBOT)])["robots"]
     assert list(robots) == ["my_arm"]  # the project knows the other
     names = {"names": ["google_robot", "my_arm"], "rates": [3.0, 12.5]}
     changed = config | {"robots": robots, "embodiments": names}
