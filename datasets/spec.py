@@ -213,6 +213,6 @@ def check_seeds(first: int, count: int, split: str) -> None:
     allowed = SEEDS[split]
     if first not in allowed or first + count - 1 not in allowed:
         raise UserError(
-            f"seed={first} with {count} episodes: {split} seeds are "
+            f"seed={first} with episodes={count}: {split} seeds are "
             f"{allowed.start}..{allowed.stop - 1}; choose a first seed in that range"
         )

@@ -149,7 +149,7 @@ class TableTwin(TwinRobot):
 def check_options(
     task: Task,
     randomise: str | Randomise,
-    handles: str,
+    handles: str = "visual",
     robot: str = "primitives",
     photo: bool = False,
 ) -> None:

@@ -224,7 +224,7 @@ def check_meshes() -> None:
 
 
 def dress(spec: mujoco.MjSpec) -> None:
-    """Hides the robot's primitives and puts the original meshes in their place. Raises UserError."""
+    """Hides the robot's primitives, puts the original meshes in their place. Raises UserError."""
     urdf = robot_urdf(COLOURS)
     links = read_urdf(urdf)
     base = spec.body("base")
@@ -336,7 +336,8 @@ class Photo:
 
         if view not in self._photos:
             with Image.open(photo_file(self._task, view)) as image:
-                small = image.convert("RGB").resize(self._size[::-1], Image.Resampling.BILINEAR)
+                size = self._size[1], self._size[0]
+                small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
             self._photos[view] = np.asarray(small, np.float64)
         return self._photos[view]
 

@@ -149,7 +149,7 @@ def check(config: RolloutConfig) -> None:
     if task.name not in have:
         raise UserError(
             f"task={task.name}: not built yet with backend={config.backend}; "
-            f"choose one of {', '.join(have)}"
+            f"choose one of {', '.join(have)}, or backend=simpler"
         )
     one_of("placement", config.placement, PLACEMENTS)
     one_of("gripper", config.gripper, GRIPPERS)
@@ -197,10 +197,11 @@ def check_twin(backend: str, task: Task, randomise: str = "none", **options: Any
     if backend == "mujoco":
         from selfflow.envs.twin import check_options
 
-        return check_options(task, **(TWIN_ONLY | {"randomise": randomise} | options))
+        return check_options(task, randomise, **options)
     for key, value in {"randomise": randomise, **options}.items():
         if value != TWIN_ONLY[key]:
-            raise UserError(f"{key}={value}: only with backend=mujoco; leave it out")
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise UserError(f"{key}={shown}: only with backend=mujoco; leave it out")
 
 
 def make_env(config: RolloutConfig) -> RobotEnv:

@@ -97,7 +97,10 @@ def _episodes(config: PlayConfig) -> EpisodeSource:
     known = ", ".join(POLICIES)
     if not Path(config.source).expanduser().exists() and not set("/:?") & set(config.source):
         raise UserError(f"source={config.source}: choose {known}, or a path to recorded episodes")
-    source = open_source(config.source)
+    try:
+        source = open_source(config.source)
+    except UserError as e:
+        raise UserError(str(e).replace("data=", "source=", 1)) from e
     if not 0 <= config.episode < len(source):
         raise UserError(
             f"episode={config.episode}: {config.source} has {len(source)}; "

@@ -69,7 +69,7 @@ def check(config: RecordConfig) -> None:
     if task.name not in have:
         raise UserError(
             f"task={task.name}: not built yet with backend={config.backend}; "
-            f"choose one of {', '.join(have)}"
+            f"choose one of {', '.join(have)}, or backend=simpler"
         )
     check_twin(config.backend, task, config.randomise)
     check_placement(config)

@@ -80,7 +80,8 @@ def check(config: TeleopConfig) -> None:
     one_of("device", config.device, DEVICES)
     one_of("view", config.view, VIEWS)
     if config.device == "script":
-        devices.script_steps(config.keys)
+        if not devices.script_steps(config.keys):
+            raise UserError('device=script: give keys="w*5 f+a*3 space t enter"')
     elif config.keys:
         raise UserError(f"keys={config.keys}: only with device=script; choose that")
     for key, low, high in (("move", 0.0, 1.0), ("turn", 0.0, 1.5), ("speed", 0.0, 100.0)):

@@ -78,8 +78,8 @@ class Decoding:
         if own.delay > min(own.execute, chunk - own.execute):
             raise UserError(
                 f"delay={own.delay}: the next chunk must be ready when `execute` actions are done, "
-                f"and {chunk} actions must last until then; choose execute={own.delay}.."
-                f"{chunk - own.delay} (here {own.execute}) or a shorter delay"
+                f"and {chunk} actions must last until then; execute is {own.execute}: "
+                f"choose delay=0..{chunk // 2} and execute=delay..{chunk}-delay"
             )
         return own
 

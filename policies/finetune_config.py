@@ -106,6 +106,11 @@ class FinetuneConfig(LoopConfig):
         self._check_parts()
         self._check_selection()
         _ = self.encoder, self.head, self.backbone  # which check the model
+        if self.train == "last" and self.last_blocks > self.read_block:
+            raise ValueError(
+                f"last_blocks={self.last_blocks}: read_at keeps {self.read_block} blocks; "
+                f"choose 1..{self.read_block}, or train=full"
+            )
 
     def _check_parts(self) -> None:
         """What is trained, and what is kept."""

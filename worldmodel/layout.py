@@ -86,15 +86,24 @@ class Layout:
             raise ValueError(f"layout.future={self.future}: must not be negative")
         if self.height % cell or self.width % cell:
             raise ValueError(
-                f"layout.patch={self.patch} of codec {self.codec.kind}'s {spatial} pixels must "
-                f"divide layout.height={self.height} and layout.width={self.width}; "
-                f"try layout.patch={max(1, 16 // spatial)}"
+                f"layout.height={self.height} and layout.width={self.width} must be multiples of "
+                f"{cell} pixels (layout.patch={self.patch}, codec {self.codec.kind}'s {spatial}); "
+                f"try {self._cure(spatial)}"
             )
         if self.future % temporal:
             raise ValueError(
                 f"layout: future={self.future}: codec {self.codec.kind} joins {temporal} frames; "
                 f"choose a multiple of {temporal}"
             )
+
+    def _cure(self, spatial: int) -> str:
+        """The usual patch where it divides the picture, else the nearest picture that fits."""
+        usual = max(1, 16 // spatial)
+        if not (self.height % (usual * spatial) or self.width % (usual * spatial)):
+            return f"layout.patch={usual}"
+        cell = self.patch * spatial
+        near = [max(1, round(pixels / cell)) * cell for pixels in (self.height, self.width)]
+        return f"layout.height={near[0]} layout.width={near[1]}"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Layout":
