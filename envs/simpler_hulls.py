@@ -20,7 +20,7 @@ def flat_hull(path: Path, density: float) -> sapien.physx.PhysxCollisionShapeCon
     """The convex shape of an OBJ file with its bottom made one face; friction as all objects'."""
     vertices = flat_bottom(read_vertices(path)).astype(np.float32)
     material = sapien.physx.PhysxMaterial(0.5, 0.5, 0.0)
-    shape = sapien.physx.PhysxCollisionShapeConvexMesh(vertices, np.ones(3, np.float32), material)
+    shape = sapien.physx.PhysxCollisionShapeConvexMesh(vertices, [1.0, 1.0, 1.0], material)
     shape.density = density
     return shape
 
