@@ -80,8 +80,7 @@ def check(config: TeleopConfig) -> None:
     one_of("device", config.device, DEVICES)
     one_of("view", config.view, VIEWS)
     if config.device == "script":
-        if not devices.script_steps(config.keys):
-            raise UserError('device=script: give keys="w*5 f+a*3 space t enter"')
+        devices.script_steps(config.keys)
     elif config.keys:
         raise UserError(f"keys={config.keys}: only with device=script; choose that")
     for key, low, high in (("move", 0.0, 1.0), ("turn", 0.0, 1.5), ("speed", 0.0, 100.0)):
@@ -93,6 +92,8 @@ def check(config: TeleopConfig) -> None:
         raise UserError(f"size={config.size}: must be [height, width], or null")
     if config.view == "window" and (config.backend != "mujoco" or not has_display()):
         raise UserError("view=window: needs backend=mujoco and a display; choose view=web")
+    if config.device == "script" and not config.keys.split():
+        raise UserError('device=script: give keys="w*5 f+a*3 space t enter"')
 
 
 class Pilot:

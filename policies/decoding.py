@@ -76,10 +76,11 @@ class Decoding:
                 f"execute={own.execute}: the chunk has {chunk} actions; choose execute=1..{chunk}"
             )
         if own.delay > min(own.execute, chunk - own.execute):
+            cure = f"execute={own.delay}..{chunk - own.delay} (here {own.execute}) or"
+            cure = f"{cure} a shorter delay" if 2 * own.delay <= chunk else f"delay=0..{chunk // 2}"
             raise UserError(
                 f"delay={own.delay}: the next chunk must be ready when `execute` actions are done, "
-                f"and {chunk} actions must last until then; execute is {own.execute}: "
-                f"choose delay=0..{chunk // 2} and execute=delay..{chunk}-delay"
+                f"and {chunk} actions must last until then; choose {cure}"
             )
         return own
 

@@ -265,7 +265,7 @@ def test_options_reach_simpler_and_no_other_backend(tmp_path, monkeypatch):
         "samples": None,
         "variant": "visual_matching",
     }
-    twin = {"randomise": "none", "handles": "visual"}
+    twin = {"randomise": "none", "handles": "visual", "robot": "primitives", "photo": False}
     for backend, options in asked[: len(parts.BACKENDS)]:
         wanted = {"simpler": own, "mujoco": twin}.get(backend, {})
         assert options == {"pictures": True} | wanted, backend
