@@ -10,7 +10,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& echo $$p && break; done)
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
+FAST := 'not slow and not sim'
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
 help:
@@ -27,10 +28,11 @@ rollout: .venv/base.stamp
 	$(BIN)/python eval/simpler_rollout.py task=open_drawer_place
 
 test: .venv/test.stamp
-	$(PYTEST)
+	$(PYTEST) -n 2 --dist worksteal -m $(FAST)
+	$(PYTEST) -m 'slow or sim'
 
 fast: .venv/test.stamp
-	$(PYTEST) -m "not slow and not sim"
+	$(PYTEST) -n 2 --dist worksteal -m $(FAST)
 
 lint: .venv/lint.stamp
 	@mkdir -p .view && ln -sfn .. .view/selfflow
