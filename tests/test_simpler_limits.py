@@ -287,7 +287,7 @@ def apart(work: Callable[["multiprocessing.Queue[Any]"], None]) -> Any:
     process = context.Process(target=work, args=(report,))
     process.start()
     try:
-        return report.get(timeout=300)
+        return report.get(timeout=120)
     finally:
         process.kill()
         process.join()
