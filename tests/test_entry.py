@@ -65,6 +65,7 @@ def test_a_run_ends_with_the_table_and_leaves_only_its_own_files(tmp_path):
     assert Path(found[0]).parts[0] == "outputs"
 
 
+@pytest.mark.slow
 def test_flags(tmp_path):
     jobs = {
         "help": start(tmp_path, "--help"),

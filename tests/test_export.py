@@ -97,6 +97,7 @@ def acted(path: Path) -> np.ndarray:
     return np.array(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_bundle_acts_as_its_checkpoint_does(policy: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     export.main(ExportConfig(str(policy), str(out)))

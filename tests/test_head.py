@@ -56,6 +56,7 @@ def test_masked_actions_have_no_gradient() -> None:
     assert head_loss(h, actions, torch.zeros(2, 2, 3), memory, noise, tau) == 0
 
 
+@pytest.mark.slow
 def test_learns_a_conditional_distribution() -> None:
     """The memory names one of two means; around it, dimension 2 takes one of two values."""
     torch.manual_seed(0)

@@ -187,6 +187,7 @@ def test_the_written_checkpoint_is_of_kind_image(tmp_path):
         check(config)
 
 
+@pytest.mark.slow
 def test_the_bare_command(tmp_path):
     script = ROOT / "worldmodel" / "import_checkpoint.py"
     done = subprocess.run(
