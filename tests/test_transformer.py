@@ -264,7 +264,6 @@ for more in (("prefix", modalities), ("full", modalities, "flux", 1, "rope")):
 """
 
 
-@pytest.mark.slow
 def test_the_model_compiles_into_one_graph() -> None:
     # in a process of its own: the shape checks of these tests do not compile
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
