@@ -1,11 +1,34 @@
 """What several test files start from."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from selfflow.datasets.spec import UserError
 from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
+from selfflow.envs import simpler_assets
+from selfflow.envs.sapien_render import require_renderer
+
+SIMPLER = Path(__file__).parents[2] / "shared" / "simpler_assets"
+
+
+@pytest.fixture(scope="module")
+def _sim() -> Iterator[object]:
+    """Skips where SIMPLER's scenes cannot run, and points SIMPLER_ASSETS at the shared files."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "SIMPLER_ASSETS" not in os.environ and SIMPLER.is_dir():
+            patch.setenv("SIMPLER_ASSETS", str(SIMPLER))
+        try:
+            simpler_assets.station_urdf()
+            simpler_assets.stage("google_pick_coke_can_1_v4")
+            simpler_assets.photo("bridge_sink")
+            sapien = require_renderer()
+        except UserError as e:
+            pytest.skip(f"no SIMPLER scene here: {e}")
+        yield sapien.render.RenderSystem()  # keeps compiled shaders from test to test
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The real SIMPLER scene: parity with traces of the original, and the environment contract."""
 
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image
 
 from selfflow.datasets.rotations import canonical, compose, from_axis_angle, inverse, rotate
 from selfflow.datasets.spec import Task, UserError, task_named
-from selfflow.envs import sapien_render, simpler_assets
+from selfflow.envs import simpler_assets
 from selfflow.envs.gripper import CLOSED, OpeningGripper, StickyGripper
 from selfflow.envs.simpler import make_simpler
 
@@ -26,21 +25,6 @@ TASK = {
     "open_top": "open_top_drawer",
     "close_bottom": "close_bottom_drawer",
 }
-
-
-@pytest.fixture(scope="module")
-def _sim():
-    """Skips where the scene cannot run, and points SIMPLER_ASSETS at the shared files."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "SIMPLER_ASSETS" not in os.environ and (SHARED / "simpler_assets").is_dir():
-            patch.setenv("SIMPLER_ASSETS", str(SHARED / "simpler_assets"))
-        try:
-            simpler_assets.station_urdf()
-            sapien = sapien_render.require_renderer()
-        except UserError as e:
-            pytest.skip(f"no SIMPLER scene here: {e}")
-        keep = sapien.render.RenderSystem()  # keeps compiled shaders from test to test
-        yield keep
 
 
 def _oracle(name: str):

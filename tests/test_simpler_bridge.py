@@ -1,7 +1,6 @@
 """SIMPLER's WidowX scenes: parity with traces of the original, rules, placements, the expert."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from PIL import Image
 
 from selfflow.datasets.rotations import canonical, compose, from_axis_angle
 from selfflow.datasets.spec import TASKS, UserError, task_named
-from selfflow.envs import sapien_render, simpler_assets
 from selfflow.envs.bridge_expert import MAX_MOVE, MAX_TURN, BridgeExpert
 from selfflow.envs.bridge_tasks import (
     APART,
@@ -26,21 +24,6 @@ SHARED = Path(__file__).parents[2] / "shared"
 ORACLE = SHARED / "oracle" / "simpler"
 CARROT = task_named("widowx_carrot_on_plate")
 EPISODES = {0: 0, 1: 9}  # the oracle's configurations
-
-
-@pytest.fixture(scope="module")
-def _sim():
-    """Skips where the scene cannot run, and points SIMPLER_ASSETS at the shared files."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "SIMPLER_ASSETS" not in os.environ and (SHARED / "simpler_assets").is_dir():
-            patch.setenv("SIMPLER_ASSETS", str(SHARED / "simpler_assets"))
-        try:
-            simpler_assets.photo("bridge_sink")
-            sapien = sapien_render.require_renderer()
-        except UserError as e:
-            pytest.skip(f"no SIMPLER scene here: {e}")
-        keep = sapien.render.RenderSystem()  # keeps compiled shaders from test to test
-        yield keep
 
 
 def _oracle(name: str):

@@ -1,13 +1,11 @@
 """The scripted experts of the drawer tasks, in the real SIMPLER scene and without a simulator."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from selfflow.datasets.spec import UserError, task_named
-from selfflow.envs import sapien_render, simpler_assets
+from selfflow.datasets.spec import task_named
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import OPENED, DrawerExpert, perturb
 from selfflow.envs.simpler import make_simpler
@@ -15,20 +13,6 @@ from selfflow.envs.simpler_expert import expert_for
 
 SHARED = Path(__file__).parents[2] / "shared"
 Places = list[tuple[float, str]]  # the apple's height and the instruction, a step
-
-
-@pytest.fixture(scope="module")
-def _sim():
-    """Skips where the scene cannot run, and points SIMPLER_ASSETS at the shared files."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "SIMPLER_ASSETS" not in os.environ and (SHARED / "simpler_assets").is_dir():
-            patch.setenv("SIMPLER_ASSETS", str(SHARED / "simpler_assets"))
-        try:
-            simpler_assets.station_urdf()
-            sapien = sapien_render.require_renderer()
-        except UserError as e:
-            pytest.skip(f"no SIMPLER scene here: {e}")
-        yield sapien.render.RenderSystem()  # keeps compiled shaders from test to test
 
 
 def _run(name: str, cell: int, steps: int, noise: float = 0.0) -> tuple[RobotEnv, dict, Places]:

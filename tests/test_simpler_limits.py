@@ -15,7 +15,7 @@ import pytest
 
 from selfflow.datasets.rotations import compose, from_axis_angle, inverse, to_axis_angle
 from selfflow.datasets.spec import UserError, task_named
-from selfflow.envs import sapien_render, simpler_assets
+from selfflow.envs import simpler_assets
 from selfflow.envs.control import AbsolutePose
 from selfflow.envs.fake import make_fake
 from selfflow.envs.gripper import CLOSED, RelativeGripper
@@ -26,21 +26,6 @@ MESHES = f"{simpler_assets.ROBOT_FOLDER}/3obj_recolor_cabinet_visual_matching_1"
 SMALL = (64, 80)
 SIZES = {"open_drawer_place": SMALL, "move_near": SMALL, "widowx_eggplant_in_basket": (60, 80)}
 HOLD = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
-
-
-@pytest.fixture(scope="module")
-def _sim():
-    """Skips where the scene cannot run, and points SIMPLER_ASSETS at the shared files."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "SIMPLER_ASSETS" not in os.environ and SHARED.is_dir():
-            patch.setenv("SIMPLER_ASSETS", str(SHARED))
-        try:
-            simpler_assets.station_urdf()
-            sapien = sapien_render.require_renderer()
-        except UserError as e:
-            pytest.skip(f"no SIMPLER scene here: {e}")
-        keep = sapien.render.RenderSystem()  # keeps compiled shaders from test to test
-        yield keep
 
 
 # --- input ----------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The Google robot's table scenes: parity with the original, rules, placements, experts."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 from PIL import Image
 
 from selfflow.datasets.rotations import canonical, compose, from_axis_angle, rotate
-from selfflow.datasets.spec import UserError, task_named
-from selfflow.envs import sapien_render, simpler_assets
+from selfflow.datasets.spec import task_named
 from selfflow.envs.gripper import StickyGripper
 from selfflow.envs.simpler import make_simpler
 from selfflow.envs.simpler_expert import expert_for
@@ -29,21 +27,6 @@ from selfflow.envs.tasks import instruction
 SHARED = Path(__file__).parents[2] / "shared"
 ORACLE = SHARED / "oracle" / "simpler"
 STANDING = "pick_standing_coke_can"
-
-
-@pytest.fixture(scope="module")
-def _sim():
-    """Skips where the scene cannot run, and points SIMPLER_ASSETS at the shared files."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "SIMPLER_ASSETS" not in os.environ and (SHARED / "simpler_assets").is_dir():
-            patch.setenv("SIMPLER_ASSETS", str(SHARED / "simpler_assets"))
-        try:
-            simpler_assets.stage("google_pick_coke_can_1_v4")
-            sapien = sapien_render.require_renderer()
-        except UserError as e:
-            pytest.skip(f"no SIMPLER scene here: {e}")
-        keep = sapien.render.RenderSystem()  # keeps compiled shaders from test to test
-        yield keep
 
 
 def _oracle(name: str) -> dict[str, Any]:
