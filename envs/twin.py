@@ -24,7 +24,7 @@ from selfflow.envs.twin_random import Randomise, level
 from selfflow.envs.twin_render import asked_renderer
 from selfflow.envs.twin_robot import FINGERS, TwinRobot
 from selfflow.envs.twin_room import ROOMS
-from selfflow.envs.twin_scene import HANDLES, TABLE_LOOK, TABLE_TOP, Look
+from selfflow.envs.twin_scene import HANDLES, TABLE_TOP, Look
 
 TOUCH = 1e-6  # N
 CALM = 1e-3  # m/s and, by ten, rad/s: a thing has come to rest
@@ -174,7 +174,7 @@ def make_mujoco(
     pictures: bool = True,
     randomise: str | Randomise = "none",
     handles: str = "visual",
-    look: Look | None = None,
+    look: Look = Look(),
     robot: str = "primitives",
     photo: bool = False,
 ) -> RobotEnv:
@@ -182,20 +182,20 @@ def make_mujoco(
     with the first picture, so that a process which draws none may be forked.
 
     randomise: a name of twin_random.LEVELS, or the ranges themselves. handles: `visual`, as
-    SIMPLER's, or `collide`. look: None is the drawers' plain room, the tables' office.
+    SIMPLER's, or `collide`. look: room, shadows, multisampling.
     robot: `primitives`, or `google_mesh` for the original's looks; photo: SIMPLER's photograph
     behind what is simulated; both need its data files. Raises UserError.
     """
     asked_renderer()  # a wrong choice is told now
     check_options(task, randomise, handles, robot, photo)
-    if look is not None and look.room not in ROOMS:
+    if look.room not in ROOMS:
         raise UserError(f"room={look.room}: choose one of {', '.join(ROOMS)}")
     ranges = level(randomise)
     if task.name in TABLE_RULES:
-        twin = TableTwin(image_size, task, ranges, look or TABLE_LOOK, robot)
+        twin = TableTwin(image_size, task, ranges, look, robot)
     else:
         apple = task.name == "open_drawer_place"
-        twin = CabinetTwin(image_size, apple, ranges, look or Look(), handles, robot)
+        twin = CabinetTwin(image_size, apple, ranges, look, handles, robot)
     twin.fingers = Fingers(twin.model) if robot == "google_mesh" else None
     twin.photo = Photo(twin.model, task, image_size) if photo else None
     return RobotEnv(twin, task, placement, pictures)

@@ -1,5 +1,5 @@
 """What surrounds the twin's cabinet or table: floor, walls, furniture, lights. Seen, not touched
-(but for the floor). `plain` is what the bundled policy was trained in; `office` is richer."""
+(but for the floor). `office` is the default; `plain` is barer."""
 
 # mujoco's names live in binary modules without stubs.
 # pyright: reportAttributeAccessIssue=false

@@ -34,12 +34,9 @@ HANDLE = {"mass": 0.0, "friction": (1.5, 0.02, 0.002), **WORLD}  # collides
 class Look:
     """How the scene is drawn. The defaults are what the bundled policy was trained on."""
 
-    room: str = "plain"  # one of twin_room.ROOMS
-    shadows: int = 1024  # side of the shadow map in pixels; 0 draws none
+    room: str = "office"  # one of twin_room.ROOMS
+    shadows: int = 512  # side of the shadow map in pixels; 0 draws none
     samples: int = 0  # a pixel, of multisampling
-
-
-TABLE_LOOK = Look(room="office")
 
 
 def build(
