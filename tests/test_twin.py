@@ -122,7 +122,12 @@ def test_geometry_leaves_the_gap_that_the_hook_needs():
     front = data.geom("front_top").xpos[2] + model.geom("front_top").size[2]
     assert 0.100 < table - front < 0.110
     np.testing.assert_allclose(data.geom("front_top").xpos[0] + 0.0075, 0.0175, atol=1e-9)
-    steel = [g for g in range(model.ngeom) if np.allclose(model.geom_rgba[g], twin_scene.STEEL)]
+    drawers = [model.body(f"drawer_{name}").id for name in twin_scene.DRAWER_HEIGHTS]
+    steel = [
+        g
+        for g in np.flatnonzero(np.isin(model.geom_bodyid, drawers)).tolist()
+        if np.allclose(model.geom_rgba[g], twin_scene.STEEL)
+    ]
     assert len(steel) == 9
     assert not model.geom_contype[steel].any(), "handles are visual only"
 
