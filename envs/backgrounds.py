@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import UInt8
 
-from selfflow.envs.tasks import DRAWER_POSES, PLAIN, PLAIN_COLOURS
+from selfflow.envs.cabinet_placements import DRAWER_POSES, PLAIN, PLAIN_COLOURS
 
 
 def nearest_photo(x: float, y: float) -> str:
-    """The drawer pose (envs/tasks.py) nearest to a robot's place; its photograph is used there."""
+    """The drawer pose nearest to a robot's place; its photograph is used there."""
     distance = {name: np.hypot(px - x, py - y) for name, (px, py, _) in DRAWER_POSES.items()}
     return min(distance, key=distance.__getitem__)
 

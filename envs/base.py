@@ -23,7 +23,7 @@ from selfflow.datasets.spec import (
     Task,
 )
 from selfflow.envs.instruction_space import Instruction
-from selfflow.envs.tasks import RULES, draw_placement, instruction
+from selfflow.envs.tasks import RULES, draw_placement, instruction, rules_of
 
 Info = dict[str, Any]
 
@@ -89,6 +89,7 @@ class RobotEnv(gymnasium.Env):
     | terminated | never: the official result is the last step's |
     | truncated | at `Task.max_steps` |
 
+    `config` is the `Config` of the task's file (envs/tasks.py), None for its `default_config()`.
     With `pictures=False` an observation has no images, and only `render()` draws.
     `reset(seed=s, options={"placement": {...}})` overrides single entries of the drawn placement.
     `info` at every step: success, subtask, privileged, progress, and clipped and ik_failed, counted
@@ -99,7 +100,12 @@ class RobotEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's form)
 
     def __init__(
-        self, simulator: Simulator, task: Task, placement: str = "mild", pictures: bool = True
+        self,
+        simulator: Simulator,
+        task: Task,
+        placement: str = "mild",
+        pictures: bool = True,
+        config: Any = None,
     ) -> None:
         if task.name not in RULES:
             raise ValueError(f"{task.name} has no rules yet; have: {', '.join(RULES)}")
@@ -108,7 +114,7 @@ class RobotEnv(gymnasium.Env):
         self.embodiment = simulator.embodiment
         self.render_mode = "rgb_array"
         self.metadata = {**self.metadata, "render_fps": self.embodiment.control_hz}
-        self._rules = RULES[task.name](task)
+        self._config, self._rules = config, rules_of(task, config)
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "images": gymnasium.spaces.Dict(
@@ -133,7 +139,7 @@ class RobotEnv(gymnasium.Env):
         """Starts an episode that `seed` fixes entirely."""
         super().reset(seed=seed)
         rng = self.np_random if seed is None else np.random.default_rng(seed)
-        placement = draw_placement(self.task, self.placement, rng, seed)
+        placement = draw_placement(self.task, self.placement, rng, seed, self._config)
         given = (options or {}).get("placement", {})
         if not given.keys() <= placement.keys():
             unknown = ", ".join(sorted(given.keys() - placement.keys()))
@@ -171,7 +177,7 @@ class RobotEnv(gymnasium.Env):
         self._ik_failed += not reached
         if self._steps == self.task.force_advance_at and not self.final_subtask:
             self.subtask += 1
-        self._rules.update(self.simulator.privileged(), self.subtask)
+        self._rules.step(self.simulator.privileged(), self.subtask)
         info = self._info()
         truncated = self._steps >= self.task.max_steps
         return self._observe(), float(info["success"]), False, truncated, info

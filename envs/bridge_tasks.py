@@ -152,9 +152,9 @@ class PutOnRules:
             "source": _half_extents(privileged["source"], self._pair.source_size),
             "target": _half_extents(privileged["target"], self._pair.target_size),
         }
-        self.update(privileged, 0)
+        self.step(privileged, 0)
 
-    def update(self, privileged: Privileged, subtask: int) -> None:
+    def step(self, privileged: Privileged, subtask: int) -> None:
         del subtask  # one only
         offset = (privileged["source_centre"] - privileged["target_centre"]).astype(np.float64)
         self._distance = float(np.linalg.norm(offset[:2]))

@@ -19,14 +19,12 @@ from selfflow.datasets.rotations import (
     to_axis_angle,
 )
 from selfflow.datasets.spec import Task, UserError
-from selfflow.envs.tasks import DRAWERS
+from selfflow.envs.cabinet_placements import DRAWERS, FRONT_HEIGHTS, HALF_FRONT
 
 Command = tuple[np.ndarray, bool]  # action (7,), and whether the subtask is done before it
 Move = Generator[Command, None, bool]
 
 MAX_MOVE, MAX_TURN = 0.15, 0.4  # commanded per step; about 30 % of it arrives
-PANEL_HEIGHT = {"top": 0.685, "middle": 0.440, "bottom": 0.195}  # of the front's centre
-HALF_PANEL = 0.07
 OPEN, CLOSED = 1.0, 0.0
 LEAN = 0.3  # rad, of the grasp
 HOOK_DEPTH = 0.02  # of the commanded tool below the front's upper edge; the tips reach further down
@@ -139,7 +137,7 @@ class DrawerExpert(Waypoints):
 
     def _hook_and_pull(self, y: float) -> Iterator[Command]:
         """Fingers behind the front's upper edge, towards the robot, and up out of the gap."""
-        top = PANEL_HEIGHT[DRAWERS[self._drawer]] + HALF_PANEL
+        top = FRONT_HEIGHTS[DRAWERS[self._drawer]] + HALF_FRONT[1]
         turn = self._pitched(np.radians(30))
         front = self._opening  # the front has moved out by what is open already
         above, behind = (0.22 + front, y, top + 0.06), (-0.03 + front, y, top + 0.03)
@@ -157,7 +155,7 @@ class DrawerExpert(Waypoints):
         yield from self._go(out, turn, CLOSED, tolerance=0.06, steps=8)
 
     def _push(self) -> Iterator[Command]:
-        z = PANEL_HEIGHT[DRAWERS[self._drawer]]
+        z = FRONT_HEIGHTS[DRAWERS[self._drawer]]
         turn = self._pitched(np.radians(45))
         y = float(np.clip(self._base_p[1] + 0.09, -0.2, 0.2))
         while self._opening > SHUT:

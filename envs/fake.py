@@ -10,7 +10,7 @@ import numpy as np
 from selfflow.datasets.rotations import canonical, compose, from_axis_angle, inverse, rotate
 from selfflow.datasets.spec import EMBODIMENTS, Embodiment, Task
 from selfflow.envs.base import RobotEnv
-from selfflow.envs.tasks import DRAWERS
+from selfflow.envs.cabinet_placements import DRAWERS
 
 HANDLE = np.array([-0.06, 0.0, 0.9])  # top drawer's handle when shut, world frame
 PITCH = 0.2  # m between drawers

@@ -301,8 +301,8 @@ def _picture(observation: dict[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
 class OwnRules(PutOnRules):
     """ManiSkill's success; SIMPLER's, on the same state, is the measure "simpler_rule"."""
 
-    def update(self, privileged: Privileged, subtask: int) -> None:
-        super().update(privileged, subtask)
+    def step(self, privileged: Privileged, subtask: int) -> None:
+        super().step(privileged, subtask)
         self._own = bool(privileged["success"][0])
 
     def success(self) -> bool:

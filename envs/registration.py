@@ -19,8 +19,7 @@ import gymnasium
 
 from selfflow.datasets.spec import TASKS, task_named
 from selfflow.envs.base import RobotEnv
-from selfflow.envs.table_tasks import TABLE_RULES
-from selfflow.envs.tasks import DRAWER_RULES, RULES
+from selfflow.envs.tasks import FILES, RULES
 
 
 def make_twin_env(*, task: str, placement: str = "mild", **options: object) -> RobotEnv:
@@ -38,7 +37,7 @@ def make_simpler_env(*, task: str, placement: str = "mild", **options: object) -
 
 
 MAKERS = {
-    "Twin": (make_twin_env, {**DRAWER_RULES, **TABLE_RULES}),
+    "Twin": (make_twin_env, FILES),
     "Simpler": (make_simpler_env, RULES),
 }
 

@@ -12,8 +12,7 @@ from selfflow.envs.gripper import GRIPPERS
 from selfflow.envs.sapien_render import require_renderer
 from selfflow.envs.simpler_assets import robot_urdf
 from selfflow.envs.simpler_variants import check_variant
-from selfflow.envs.table_tasks import TABLE_RULES
-from selfflow.envs.tasks import RULES
+from selfflow.envs.tasks import RULES, TABLE_TASKS
 
 SHADERS = ("ibl", "rt")
 SAMPLES = 4  # rays a pixel with rt, unless given
@@ -47,6 +46,7 @@ def make_simpler(
     | variant | of the Google robot's scenes: envs/simpler_variants.py |
     | pictures | False leaves `images` empty and draws nothing but what `render()` asks for |
 
+    Another config of the task: `RobotEnv(make_simpler(task).simulator, task, config=config)`.
     Raises UserError for a task or option that is not there, and where SAPIEN, a Vulkan device or
     the assets are missing.
     """
@@ -102,7 +102,7 @@ def _google_robot(task: Task, samples: int | None, **options: Any) -> Simulator:
     from selfflow.envs.simpler_simulator import SimplerDrawerScene
     from selfflow.envs.simpler_table import SimplerTableScene
 
-    if task.name in TABLE_RULES:
+    if task.name in TABLE_TASKS:
         simulator = SimplerTableScene(task=task, **options)
     else:
         simulator = SimplerDrawerScene(apple=task.name == "open_drawer_place", **options)

@@ -13,7 +13,7 @@ from selfflow.datasets.spec import Task, UserError
 from selfflow.envs.bridge_expert import BridgeExpert
 from selfflow.envs.bridge_tasks import BRIDGE_RULES
 from selfflow.envs.expert import CLOSED, OPEN, Command, DrawerExpert, Move, Waypoints
-from selfflow.envs.table_tasks import TABLE_RULES
+from selfflow.envs.tasks import TABLE_TASKS
 
 TABLE_TOP = 0.882
 PALM = 0.047  # a thing's top above the tool point when it is gripped
@@ -33,7 +33,7 @@ class TableExpert(Waypoints):
     """Lifts the coke can, or carries move near's source next to its target."""
 
     def __init__(self, task: Task) -> None:
-        if task.name not in TABLE_RULES:
+        if task.name not in TABLE_TASKS:
             raise UserError(f"no scripted expert for {task.name}; this one is for the table tasks")
         self._carries = task.name == "move_near"
 
@@ -130,6 +130,6 @@ Script = Waypoints | BridgeExpert
 
 def expert_for(task: Task) -> Script:
     """The scripted expert of a task. Raises UserError where there is none."""
-    if task.name in TABLE_RULES:
+    if task.name in TABLE_TASKS:
         return TableExpert(task)
     return BridgeExpert(task) if task.name in BRIDGE_RULES else DrawerExpert(task)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from selfflow.envs.arm import Arm
+from selfflow.envs.cabinet_placements import DRAWERS
 from selfflow.envs.google_robot import (
     BASE_HEIGHT,
     CAMERA,
@@ -25,7 +26,6 @@ from selfflow.envs.google_robot import (
 from selfflow.envs.simpler_assets import asset, model_files, robot_urdf, stage, station_urdf
 from selfflow.envs.simpler_hulls import FLATTENED, flat_hull
 from selfflow.envs.simpler_variants import MATCHED_CABINET, Light, Look, plain_density, room_pose
-from selfflow.envs.tasks import DRAWERS
 
 Body = sapien.physx.PhysxRigidDynamicComponent
 Robot = TypeVar("Robot", bound=Arm)

@@ -14,13 +14,13 @@ from jaxtyping import Float, Float32, UInt8
 from selfflow.datasets.rotations import canonical, compose, from_matrix
 from selfflow.datasets.spec import EMBODIMENTS
 from selfflow.envs.backgrounds import chosen_photo, plain_background
+from selfflow.envs.cabinet_placements import DRAWER_POSES, DRAWERS
 from selfflow.envs.google_robot import SUBSTEPS, Drives
 from selfflow.envs.gripper import OpeningGripper, RelativeGripper
 from selfflow.envs.sapien_render import DRAWING, set_shading
 from selfflow.envs.simpler_assets import URDF_VERSIONS, photo
 from selfflow.envs.simpler_scene import DrawerScene, GoogleScene, SimplerScene, load_photo
 from selfflow.envs.simpler_variants import MATCHED, looks
-from selfflow.envs.tasks import DRAWER_POSES, DRAWERS
 
 # Optical axes (x right, y down, z forward) in a SAPIEN camera's frame (x forward, y left, z up).
 OPTICAL = from_matrix(np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]))

@@ -24,7 +24,8 @@ from selfflow.envs.simpler_variants import (
     place_distractors,
     plain_density,
 )
-from selfflow.envs.table_tasks import Placed, objects, table_photo
+from selfflow.envs.table_objects import Placed
+from selfflow.envs.tasks import objects, photographs
 
 COKE_DENSITY = 100.0  # kg/m³; the object table's 50 is an empty can
 TOY_FRUIT = 200.0  # of move near
@@ -97,7 +98,7 @@ class SimplerTableScene(GoogleSimulator[TableScene]):
             [replace(thing, model=look.model(thing.model)) for thing in placed],
             self._urdf,
             self._size,
-            self._photo(table_photo(self._task)),
+            self._photo(photographs(self._task)[0]),
             look,
             others,
         )

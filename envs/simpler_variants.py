@@ -14,7 +14,9 @@ from selfflow.datasets.rotations import compose
 from selfflow.datasets.spec import UserError
 from selfflow.envs.bridge_tasks import BRIDGE_RULES
 from selfflow.envs.simpler_assets import default_root, genuine
-from selfflow.envs.table_tasks import COKE, TABLE_RULES, TRIPLETS, Placed
+from selfflow.envs.table_objects import COKE, Placed
+from selfflow.envs.task_move_near import TRIPLETS
+from selfflow.envs.tasks import TABLE_TASKS
 
 MATCHED = "visual_matching"  # the variant with the photograph, which scenes have by default
 Vector = tuple[float, float, float]
@@ -140,7 +142,7 @@ def looks(task: str) -> Mapping[str, Look]:
     """Every variant of a task's scene; none of the WidowX's, whose scenes are their own."""
     if task in BRIDGE_RULES:
         return {}
-    if task not in TABLE_RULES:
+    if task not in TABLE_TASKS:
         return {MATCHED: MATCHED_CABINET} | CABINET_LOOKS | UNPUBLISHED
     return {MATCHED: MATCHED_TABLE} | (NEAR_LOOKS if task == "move_near" else COKE_LOOKS)
 
@@ -154,7 +156,7 @@ def needs(task: str, variant: str) -> tuple[str, ...]:
     files = [f"data/hab2_bench_assets/stages/{look.room}.glb"]
     if task == "move_near":
         names = sorted({look.model(name) for triplet in TRIPLETS for name in triplet})
-    elif task in TABLE_RULES:
+    elif task in TABLE_TASKS:
         names = [COKE, *look.distractors]
     else:
         files += [f"data/custom/{look.cabinet}.urdf", *CABINET_MESHES.get(look.cabinet, ())]

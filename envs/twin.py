@@ -9,6 +9,8 @@ The robot is in envs/twin_robot.py, the scenes in envs/twin_scene.py.
 # mujoco's names live in binary modules without stubs.
 # pyright: reportAttributeAccessIssue=false
 
+from typing import Any
+
 import mujoco
 import numpy as np
 
@@ -16,15 +18,16 @@ from selfflow.datasets.rotations import from_axis_angle, rotate
 from selfflow.datasets.spec import Task, UserError
 from selfflow.envs import twin_scene as scene
 from selfflow.envs.base import RobotEnv
-from selfflow.envs.table_tasks import MODELS, TABLE_RULES, Placed, objects
-from selfflow.envs.tasks import DRAWERS
+from selfflow.envs.cabinet_placements import DRAWERS
+from selfflow.envs.table_objects import MODELS, Placed
+from selfflow.envs.tasks import TABLE_TASKS, objects
+from selfflow.envs.twin_look import USUAL, Look
 from selfflow.envs.twin_mesh import ROBOTS, Fingers, Photo, check_meshes, photo_file
 from selfflow.envs.twin_objects import COKE_THINGS, NEAR_THINGS
 from selfflow.envs.twin_random import Randomise, level
 from selfflow.envs.twin_render import asked_renderer
 from selfflow.envs.twin_robot import FINGERS, TwinRobot
-from selfflow.envs.twin_room import ROOMS
-from selfflow.envs.twin_scene import HANDLES, TABLE_TOP, Look
+from selfflow.envs.twin_scene import HANDLES, TABLE_TOP
 
 TOUCH = 1e-6  # N
 CALM = 1e-3  # m/s and, by ten, rad/s: a thing has come to rest
@@ -163,7 +166,7 @@ def check_options(
         photo_file(task)
     if handles not in HANDLES:
         raise UserError(f"handles={handles}: choose one of {', '.join(HANDLES)}")
-    if handles != "visual" and task.name in TABLE_RULES:
+    if handles != "visual" and task.name in TABLE_TASKS:
         raise UserError(f"handles={handles}: only with a drawer task; leave it out")
 
 
@@ -174,9 +177,10 @@ def make_mujoco(
     pictures: bool = True,
     randomise: str | Randomise = "none",
     handles: str = "visual",
-    look: Look = Look(),
+    look: Look = USUAL,
     robot: str = "primitives",
     photo: bool = False,
+    config: Any = None,
 ) -> RobotEnv:
     """The twin as a gymnasium environment for one of the tasks it has rules for. OpenGL is opened
     with the first picture, so that a process which draws none may be forked.
@@ -184,18 +188,17 @@ def make_mujoco(
     randomise: a name of twin_random.LEVELS, or the ranges themselves. handles: `visual`, as
     SIMPLER's, or `collide`. look: room, shadows, multisampling.
     robot: `primitives`, or `google_mesh` for the original's looks; photo: SIMPLER's photograph
-    behind what is simulated; both need its data files. Raises UserError.
+    behind what is simulated; both need its data files.
+    config: thresholds and ranges, of the task's file (envs/tasks.py). Raises UserError.
     """
     asked_renderer()  # a wrong choice is told now
     check_options(task, randomise, handles, robot, photo)
-    if look.room not in ROOMS:
-        raise UserError(f"room={look.room}: choose one of {', '.join(ROOMS)}")
     ranges = level(randomise)
-    if task.name in TABLE_RULES:
+    if task.name in TABLE_TASKS:
         twin = TableTwin(image_size, task, ranges, look, robot)
     else:
         apple = task.name == "open_drawer_place"
         twin = CabinetTwin(image_size, apple, ranges, look, handles, robot)
     twin.fingers = Fingers(twin.model) if robot == "google_mesh" else None
     twin.photo = Photo(twin.model, task, image_size) if photo else None
-    return RobotEnv(twin, task, placement, pictures)
+    return RobotEnv(twin, task, placement, pictures, config)

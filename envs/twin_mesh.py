@@ -22,7 +22,7 @@ from selfflow.datasets.rotations import compose, from_axis_angle, inverse, rotat
 from selfflow.datasets.spec import Task, UserError
 from selfflow.envs.backgrounds import nearest_photo
 from selfflow.envs.simpler_assets import AssetMissing, photo, robot_urdf
-from selfflow.envs.table_tasks import TABLE_RULES, table_photo
+from selfflow.envs.tasks import TABLE_TASKS, photographs
 from selfflow.envs.twin_body import FINGER_TRAVEL, VISUAL
 from selfflow.envs.twin_render import Renderer
 from selfflow.envs.twin_room import add_material
@@ -343,8 +343,8 @@ class Photo:
 
 
 def photo_file(task: Task, view: str = "b0") -> Path:
-    """A task's photograph, of the drawers' from a pose of tasks.DRAWER_POSES. Raises UserError."""
-    return photo(table_photo(task) if task.name in TABLE_RULES else f"open_drawer_{view}")
+    """A task's photograph, of the drawers' from a pose of DRAWER_POSES. Raises UserError."""
+    return photo(photographs(task)[0] if task.name in TABLE_TASKS else f"open_drawer_{view}")
 
 
 def _free(model: mujoco.MjModel, body: int) -> bool:

@@ -1,4 +1,4 @@
-"""The things on the twin's table: cans, bottle, fruit and sponge, by the names of table_tasks.MODELS.
+"""The things on the twin's table: cans, bottle, fruit and sponge, by the names of table_objects.MODELS.
 
 Collision shapes are cylinders, ellipsoids and a box of SIMPLER's sizes; what is seen is turned on a
 lathe and painted here. Every thing starts parked: below the floor, weightless, touching nothing.
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import mujoco
 import numpy as np
 
-from selfflow.envs.table_tasks import COKE, MODELS, TRIPLETS
+from selfflow.envs.table_objects import COKE, MODELS
+from selfflow.envs.task_move_near import TRIPLETS
 from selfflow.envs.twin_body import VISUAL, Body
 from selfflow.envs.twin_room import add_material, paint
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from selfflow.datasets.rotations import compose, from_axis_angle, rotate
 from selfflow.datasets.spec import UserError
-from selfflow.envs.table_tasks import MODELS
+from selfflow.envs.table_objects import MODELS
 from selfflow.envs.twin_body import ARM_JOINTS
 from selfflow.envs.twin_room import FLOORS, TOPS
 

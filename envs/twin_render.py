@@ -8,6 +8,7 @@ The ray renderer needs no graphics library at all: flat colours, Lambert shading
 # pyright: reportAttributeAccessIssue=false
 
 import ctypes.util
+import multiprocessing
 import os
 import sys
 from typing import Any, Protocol, runtime_checkable
@@ -207,6 +208,10 @@ def make_renderer(model: mujoco.MjModel, height: int, width: int) -> Renderer:
         )
     if asked == "ray":
         return RayRenderer(model, height, width)
+    if multiprocessing.parent_process() is not None:
+        # One of several that draw at once. llvmpipe (OpenGL on the CPU) would start a thread a core
+        # in each of them; without, its pictures are the same and cost as much processor time.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     tried = []
     for kind in [asked] if asked else LIBRARIES:
         if all(ctypes.util.find_library(name) for name in LIBRARIES[kind]):

@@ -11,7 +11,6 @@ from selfflow.datasets.rotations import compose, from_axis_angle
 from selfflow.envs.twin_body import VISUAL, WORLD, Body, box
 
 WOOD, STEEL = (0.72, 0.55, 0.38, 1), (0.62, 0.63, 0.66, 1)
-ROOMS = ("plain", "office")
 TEXTURE_SIZE = 256
 # Materials that floor and table or cabinet may have: the first, unless drawn (twin_random.py).
 FLOORS = ("tiles", "parquet", "concrete", "checks")

@@ -8,12 +8,11 @@ visual only, so what opens a drawer here opens it there. Where the twin differs:
 # mujoco's names live in binary modules without stubs.
 # pyright: reportAttributeAccessIssue=false
 
-from dataclasses import dataclass
-
 import mujoco
 import numpy as np
 
 from selfflow.envs.twin_body import VISUAL, WORLD, add_robot, box
+from selfflow.envs.twin_look import USUAL, Look
 from selfflow.envs.twin_mesh import dress
 from selfflow.envs.twin_objects import add_objects
 from selfflow.envs.twin_room import STEEL, WOOD, add_office, add_patterns, add_room
@@ -30,19 +29,10 @@ HANDLES = ("visual", "collide")
 HANDLE = {"mass": 0.0, "friction": (1.5, 0.02, 0.002), **WORLD}  # collides
 
 
-@dataclass(frozen=True)
-class Look:
-    """How the scene is drawn. The defaults are what the bundled policy was trained on."""
-
-    room: str = "office"  # one of twin_room.ROOMS
-    shadows: int = 512  # side of the shadow map in pixels; 0 draws none
-    samples: int = 0  # a pixel, of multisampling
-
-
 def build(
     height: int,
     width: int,
-    look: Look = Look(),
+    look: Look = USUAL,
     handles: str = "visual",
     robot: str = "primitives",
 ) -> mujoco.MjModel:
@@ -57,7 +47,7 @@ def build(
 def build_table(
     height: int, width: int, things: tuple[str, ...], look: Look, robot: str = "primitives"
 ) -> mujoco.MjModel:
-    """The compiled table scene with the things (names of table_tasks.MODELS), all parked."""
+    """The compiled table scene with the things (names of table_objects.MODELS), all parked."""
     spec = _start(height, width, look)
     _table(spec)
     add_objects(spec, things)

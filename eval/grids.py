@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from selfflow.datasets.spec import task_named
-from selfflow.envs.bridge_tasks import bridge_photo
+from selfflow.envs.cabinet_placements import DRAWER_POSES, DRAWERS
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_variants import MATCHED, UNPUBLISHED, looks, needs
-from selfflow.envs.table_tasks import table_photo
-from selfflow.envs.tasks import DRAWER_POSES, DRAWER_RULES, DRAWERS, PLACE_POSES
+from selfflow.envs.task_open_drawer_place import PLACE_POSES
+from selfflow.envs.tasks import DRAWER_TASKS, photographs
 
 COKE = tuple(
     f"pick_{orientation}_coke_can" for orientation in ("horizontal", "vertical", "standing")
@@ -74,7 +74,7 @@ def visual_matching() -> list[Variant]:
     """The photograph behind what is simulated; every Google-robot grid in four colourings."""
     found = []
     for task, cells in CELLS.items():
-        shader = "rt" if task in DRAWER_RULES else "ibl"
+        shader = "rt" if task in DRAWER_TASKS else "ibl"
         files = tuple(f"data/real_inpainting/{name}.png" for name in photos(task))
         for colouring in [""] if task in WIDOWX else URDF_VERSIONS:
             found.append(Variant(task, MATCHED, colouring, cells, shader, files))
@@ -85,7 +85,7 @@ def variant_aggregation() -> list[Variant]:
     """No photograph, but other rooms, lights, tables, cabinets, distractors; the plain robot."""
     found = []
     for task in (*COKE, "move_near", *OPEN, *CLOSE, "open_drawer_place"):
-        shader = "rt" if task in DRAWER_RULES else "ibl"
+        shader = "rt" if task in DRAWER_TASKS else "ibl"
         for name in looks(task):
             if name == MATCHED or name in UNPUBLISHED:
                 continue
@@ -113,7 +113,7 @@ def why_not(variant: Variant, tasks: Collection[str], has: Callable[[str], bool]
 
 def photos(task: str) -> tuple[str, ...]:
     """Names of the photographs that visual matching shows behind the task."""
-    if task in DRAWER_RULES:
+    if task in DRAWER_TASKS:
         poses = PLACE_POSES if task == "open_drawer_place" else DRAWER_POSES
         return tuple(f"open_drawer_{pose}" for pose in poses)
-    return ((bridge_photo if task in WIDOWX else table_photo)(task_named(task)),)
+    return photographs(task_named(task))

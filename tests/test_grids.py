@@ -14,7 +14,7 @@ from selfflow.envs.base import RobotEnv
 from selfflow.envs.fake import make_fake
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_standins import build
-from selfflow.envs.tasks import DRAWER_RULES
+from selfflow.envs.tasks import DRAWER_TASKS
 from selfflow.eval import grids, parts, simpler_rollout, suite, suite_table
 from selfflow.eval.grids import FAMILIES, SUITES, Variant, why_not
 from selfflow.eval.parts import RolloutConfig
@@ -81,7 +81,7 @@ def assets(monkeypatch, tmp_path):
         return make_fake(dataclasses.replace(task, max_steps=5), placement)
 
     monkeypatch.setitem(parts.BACKENDS, "simpler", make)
-    monkeypatch.setattr(parts, "RULES", DRAWER_RULES)
+    monkeypatch.setattr(parts, "RULES", DRAWER_TASKS)
     root = tmp_path / "assets"
     monkeypatch.setenv("SIMPLER_ASSETS", str(root))
     for variant in SUITES["visual_matching"]():
@@ -288,6 +288,6 @@ def test_a_standin_counts_as_missing_in_variant_aggregation_alone(assets, tmp_pa
             f"asset missing: {room}" if missing else "the backend does not have this task"
         )
     assert len(runnable) == 7 * 7  # at the cabinet
-    assert {v.task for v in runnable} == DRAWER_RULES.keys()
+    assert {v.task for v in runnable} == DRAWER_TASKS.keys()
     room_needed = dataclasses.replace(SUITES["visual_matching"]()[-1], needs=(room,))
     assert why_not(room_needed, TASKS, simpler_assets.present) is None

@@ -94,7 +94,7 @@ def test_success_is_maniskills_and_simplers_rule_is_beside_it():
     rules.reset(state | {"success": np.ones(1, np.float32)})
     assert rules.success()
     assert rules.progress()["simpler_rule"] == 0.0
-    rules.update(state | {"success": no, "source_centre": np.array([0, 0, 1.02])}, 0)
+    rules.step(state | {"success": no, "source_centre": np.array([0, 0, 1.02])}, 0)
     assert not rules.success()
     assert rules.progress()["simpler_rule"] == 1.0
 

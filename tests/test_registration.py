@@ -22,8 +22,7 @@ from selfflow.datasets.spec import TASKS, UserError
 from selfflow.envs import registration, sapien_render, simpler_assets, twin_render
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.instruction_space import Instruction
-from selfflow.envs.table_tasks import TABLE_RULES
-from selfflow.envs.tasks import DRAWER_RULES, RULES
+from selfflow.envs.tasks import FILES, RULES
 
 SHARED = Path(__file__).parents[2] / "shared" / "simpler_assets"
 PREFIX = "selfflow.envs.registration:"
@@ -39,7 +38,7 @@ def checked(env: gymnasium.Env) -> None:
 
 def test_every_task_of_a_simulator_has_an_id():
     assert set(registration.IDS) <= gymnasium.registry.keys()
-    twin = {registration.env_id("Twin", task) for task in (*DRAWER_RULES, *TABLE_RULES)}
+    twin = {registration.env_id("Twin", task) for task in FILES}
     simpler = {registration.env_id("Simpler", task) for task in TASKS if task in RULES}
     assert set(registration.IDS) == twin | simpler
     assert "selfflow/Twin-OpenDrawerPlace-v0" in twin

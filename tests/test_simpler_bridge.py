@@ -58,7 +58,7 @@ def _replay(name: str) -> dict[str, np.ndarray]:
         reached = simulator.step(sensed[:3] + action[:3], turned, (action[6] + 1) / 2)
         assert reached != trace["ik_failed"][n]
         state = simulator.privileged()
-        rules.update(state, 0)
+        rules.step(state, 0)
         for key, ours, theirs in (
             ("tool", state["tool"][:3], trace["ee_pose"][after, :3]),
             ("carrot", state["source"][:3], trace["object_pose"][after, 0, :3]),
@@ -283,7 +283,7 @@ def test_rules_of_the_carrot(offset: tuple[float, ...], touches: float, success:
     rules = PutOnRules(CARROT)
     rules.reset(_state((0.15, 0.0, 0.02), 1.0))
     assert not rules.success()
-    rules.update(_state(offset, touches), 0)
+    rules.step(_state(offset, touches), 0)
     assert rules.success() is success
     assert rules.progress()["moved"] == 1.0
 
@@ -298,7 +298,7 @@ def test_the_spoon_may_touch_the_table_and_the_eggplant_may_be_higher():
     ):
         rules = PutOnRules(task_named(name))
         rules.reset(touching)
-        rules.update(_state((0.0, 0.0, height), 1.0), 0)
+        rules.step(_state((0.0, 0.0, height), 1.0), 0)
         assert rules.success() is success, name
 
 

@@ -12,17 +12,15 @@ import pytest
 from selfflow.configs.entry import compose
 from selfflow.datasets.spec import TASKS, UserError, task_named
 from selfflow.datasets.store import EpisodeStore, StoreHeader, StoreWriter, read_header
-from selfflow.envs import bridge_tasks, table_tasks
+from selfflow.envs import bridge_tasks, task_open_drawer_place
 from selfflow.envs.backgrounds import chosen_photo, plain_background
+from selfflow.envs.cabinet_placements import APPLE_GRID, DRAWER_POSES, PLAIN
+from selfflow.envs.placements import KEEP_AWAY
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.tasks import (
-    APPLE_GRID,
-    DRAWER_POSES,
-    DRAWER_RULES,
-    KEEP_AWAY,
-    PLAIN,
-    REACH,
+    DRAWER_TASKS,
     RULES,
+    TABLE_TASKS,
     draw_placement,
     photographs,
 )
@@ -63,7 +61,7 @@ def nearest(points: np.ndarray, cells: np.ndarray) -> float:
 # --- placements -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DRAWER_RULES)
+@pytest.mark.parametrize("name", DRAWER_TASKS)
 def test_robots_and_apples_keep_away_from_every_drawer_cell(name):
     train = drawn(name)
     robots = places(train, "robot_x", "robot_y")
@@ -75,7 +73,8 @@ def test_robots_and_apples_keep_away_from_every_drawer_cell(name):
     if name == "open_drawer_place":
         apples = places(train, "apple_x", "apple_y")
         assert nearest(apples, np.array(APPLE_GRID)) >= KEEP_AWAY
-        assert np.linalg.norm(robots - apples, axis=1).max() <= REACH
+        reach = task_open_drawer_place.default_config().reach
+        assert np.linalg.norm(robots - apples, axis=1).max() <= reach == 0.84
     openings = places(train, "drawer_top", "drawer_middle", "drawer_bottom")
     assert np.count_nonzero(openings, axis=1).max() == name.startswith("close_")
     assert openings.max() < 0.25
@@ -111,7 +110,7 @@ def test_a_photograph_belongs_to_a_pose_beside_the_robot_s():
             assert abs(start["robot_yaw"] - yaw) < 0.021
 
 
-@pytest.mark.parametrize("name", [n for n in table_tasks.TABLE_RULES if "coke" in n])
+@pytest.mark.parametrize("name", [n for n in TABLE_TASKS if "coke" in n])
 def test_cans_keep_away_from_every_cell(name):
     cells = places(drawn(name, "grid", 75), "can_x", "can_y")
     assert nearest(places(drawn(name), "can_x", "can_y"), cells) >= KEEP_AWAY

@@ -11,18 +11,11 @@ from PIL import Image
 from selfflow.datasets.rotations import canonical, compose, from_axis_angle, rotate
 from selfflow.datasets.spec import task_named
 from selfflow.envs.gripper import StickyGripper
+from selfflow.envs.placements import KEEP_AWAY
 from selfflow.envs.simpler import make_simpler
 from selfflow.envs.simpler_expert import expert_for
-from selfflow.envs.table_tasks import (
-    KEEP_AWAY,
-    NEAR_CELLS,
-    TABLE_RULES,
-    CokeRules,
-    MoveNearRules,
-    draw_table_placement,
-    objects,
-)
-from selfflow.envs.tasks import instruction
+from selfflow.envs.task_move_near import CELLS
+from selfflow.envs.tasks import TABLE_TASKS, draw_placement, instruction, objects, rules_of
 
 SHARED = Path(__file__).parents[2] / "shared"
 ORACLE = SHARED / "oracle" / "simpler"
@@ -41,7 +34,7 @@ def _start(trace: dict[str, Any]) -> Any:
     """The simulator at the trace's start."""
     simulator: Any = make_simpler(task_named(STANDING)).simulator
     x, y = trace["meta"]["object_xy"]
-    placement = draw_table_placement(task_named(STANDING), "grid", np.random.default_rng(0), 0)
+    placement = draw_placement(task_named(STANDING), "grid", np.random.default_rng(0), 0)
     simulator.reset(placement | {"can_x": x, "can_y": y}, np.random.default_rng(0))
     return simulator
 
@@ -59,7 +52,7 @@ def _replay(name: str) -> dict[str, np.ndarray]:
     trace = _oracle(name)
     simulator = _start(trace)
     _put(simulator, trace["object_pose"][0, 0])
-    rules = CokeRules(task_named(STANDING))
+    rules = rules_of(task_named(STANDING))
     rules.reset(simulator.privileged())
     robot, order = simulator.scene.robot, list(trace["joint_names"])
     arm, fingers = [[order.index(joint) for joint in joints] for joints in (ARM, FINGERS)]
@@ -75,7 +68,7 @@ def _replay(name: str) -> dict[str, np.ndarray]:
         )
         simulator.run(drives)
         state = simulator.privileged()
-        rules.update(state, 0)
+        rules.step(state, 0)
         can = state["objects"][0, :3]
         seen = trace["qpos"][n + 1]
         rows.append(
@@ -178,7 +171,7 @@ def test_the_expert_succeeds(name: str, seed: int):
 @pytest.mark.usefixtures("_sim")
 def test_same_placement_same_start():
     simulator: Any = make_simpler(task_named("move_near"), image_size=(64, 80)).simulator
-    placement = draw_table_placement(task_named("move_near"), "grid", np.random.default_rng(0), 3)
+    placement = draw_placement(task_named("move_near"), "grid", np.random.default_rng(0), 3)
     states = []
     for _ in range(2):
         simulator.reset(placement, np.random.default_rng(0))
@@ -198,6 +191,7 @@ def _coke_state(height: float, grasped: float, touches: float) -> dict[str, np.n
         "objects": np.array([[0.0, 0.0, height, 1, 0, 0, 0]]),
         "grasped": np.array([grasped]),
         "touches": np.array([touches]),
+        "tool": np.zeros(7),
     }
 
 
@@ -205,18 +199,18 @@ def _coke_state(height: float, grasped: float, touches: float) -> dict[str, np.n
 def test_coke_rule_on_the_recorded_states(config: int):
     """Heights and flags as recorded give the recorded success and count of lifted steps."""
     trace = _oracle(f"contact_{config}")
-    rules = CokeRules(task_named("pick_coke_can"))
+    rules = rules_of(task_named("pick_coke_can"))
     heights = trace["object_pose"][:, 0, 2]
     rules.reset(_coke_state(heights[0], 0, 1))
     for n, height in enumerate(heights[1:]):
         free = trace["info_lifted_object"][n]
-        rules.update(_coke_state(height, trace["info_is_grasped"][n], float(not free)), 0)
+        rules.step(_coke_state(height, trace["info_is_grasped"][n], float(not free)), 0)
         assert rules.success() == trace["success"][n]
         assert rules.progress()["lifted_steps"] == trace["info_stat_n_lift_significant"][n]
 
 
 def test_coke_rule_forgets_the_lift_with_the_grasp_but_not_five_high_steps():
-    rules = CokeRules(task_named("pick_coke_can"))
+    rules = rules_of(task_named("pick_coke_can"))
     rules.reset(_coke_state(0.9, 0, 1))
     for state, expected in [
         ((0.95, 1, 1), False),  # high but still touching
@@ -226,13 +220,13 @@ def test_coke_rule_forgets_the_lift_with_the_grasp_but_not_five_high_steps():
         *[((0.95, 1, 0), True)] * 3,
         ((0.90, 0, 1), True),  # put back after five high steps
     ]:
-        rules.update(_coke_state(*state), 0)
+        rules.step(_coke_state(*state), 0)
         assert rules.success() == expected
 
 
 def _near_state(*places: tuple[float, float, float]) -> dict[str, np.ndarray]:
     objects = np.array([[*place, 1, 0, 0, 0] for place in places])
-    return {"objects": objects, "radii": np.array([0.05, 0.05, 0.05])}
+    return {"objects": objects, "radii": np.array([0.05, 0.05, 0.05]), "tool": np.zeros(7)}
 
 
 START = ((0.0, 0.0, 0.95), (0.3, 0.0, 0.95), (0.0, 0.3, 0.95))
@@ -252,16 +246,16 @@ START = ((0.0, 0.0, 0.95), (0.3, 0.0, 0.95), (0.0, 0.3, 0.95))
     ],
 )
 def test_move_near_rule(places: tuple[tuple[float, float, float], ...], expected: bool):
-    rules = MoveNearRules(task_named("move_near"))
+    rules = rules_of(task_named("move_near"))
     rules.reset(_near_state(*START))
     assert not rules.success()
-    rules.update(_near_state(*places), 0)
+    rules.step(_near_state(*places), 0)
     assert rules.success() == expected
 
 
 def _grid(name: str, seeds: range) -> list[dict[str, float]]:
     task, rng = task_named(name), np.random.default_rng(0)
-    return [draw_table_placement(task, "grid", rng, seed) for seed in seeds]
+    return [draw_placement(task, "grid", rng, seed) for seed in seeds]
 
 
 def test_coke_grid_is_the_paper_s():
@@ -278,8 +272,8 @@ def test_coke_grid_is_the_paper_s():
 
 
 def test_move_near_grid_is_the_paper_s():
-    task, cells = task_named("move_near"), _grid("move_near", range(NEAR_CELLS))
-    assert NEAR_CELLS == len({tuple(cell.values()) for cell in cells}) == 60
+    task, cells = task_named("move_near"), _grid("move_near", range(CELLS))
+    assert CELLS == len({tuple(cell.values()) for cell in cells}) == 60
     assert {instruction(task, 0, cell) for cell in cells[12:24]} == {
         f"move {a} near {b}"
         for a in ("7up can", "apple", "sponge")
@@ -297,10 +291,10 @@ def test_move_near_grid_is_the_paper_s():
     assert placed[0].radius == pytest.approx(0.066 / np.sqrt(2))
 
 
-@pytest.mark.parametrize("name", TABLE_RULES)
+@pytest.mark.parametrize("name", TABLE_TASKS)
 def test_mild_placements_are_drawn_and_lie_on_the_table(name: str):
     task, rng = task_named(name), np.random.default_rng(0)
-    drawn = [objects(task, draw_table_placement(task, "mild", rng, 1)) for _ in range(20)]
+    drawn = [objects(task, draw_placement(task, "mild", rng, 1)) for _ in range(20)]
     assert len({tuple(things) for things in drawn}) == 20
     x, y = np.array([thing.xy for things in drawn for thing in things]).T
     assert x.min() > -0.4

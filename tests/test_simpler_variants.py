@@ -16,7 +16,9 @@ from selfflow.envs import simpler_variants as variants
 from selfflow.envs.simpler import make_simpler
 from selfflow.envs.simpler_standins import MARK, build
 from selfflow.envs.simpler_variants import CLEAR, COKE_LOOKS, HIGH, LESS, LOW, MATCHED, MORE
-from selfflow.envs.table_tasks import COKE, COKE_PHOTO, TRIPLETS, Placed
+from selfflow.envs.table_objects import COKE, Placed
+from selfflow.envs.task_move_near import TRIPLETS
+from selfflow.envs.task_pick_coke_can import PHOTOGRAPHS
 from selfflow.envs.tasks import draw_placement
 
 SHARED = Path(__file__).parents[2] / "shared" / "simpler_assets"
@@ -334,7 +336,7 @@ def test_pictures_show_the_light_and_no_photograph():
     from selfflow.envs.simpler_scene import load_photo
 
     means, photographed = {}, {}
-    photo = load_photo(simpler_assets.photo(COKE_PHOTO), (64, 80))
+    photo = load_photo(simpler_assets.photo(PHOTOGRAPHS[0]), (64, 80))
     for variant in ("slightly_darker", "base", "slightly_brighter", MATCHED):
         simulator, _ = _scene(STANDING, variant, pictures=True, image_size=(64, 80))
         picture = simulator.render()["overhead_camera"]

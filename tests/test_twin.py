@@ -1,19 +1,17 @@
-"""The MuJoCo twin: gymnasium contract, SIMPLER's motion, repeatability, drawing without OpenGL."""
+"""The MuJoCo twin: what is observed, SIMPLER's motion, repeatability, drawing without OpenGL."""
 
 from pathlib import Path
 
-import gymnasium
 import mujoco
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from selfflow.datasets.rotations import compose, inverse, rotate, to_axis_angle
 from selfflow.datasets.spec import GRIPPER, TASKS, UserError, task_named
 from selfflow.envs import twin_scene
 from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import DrawerExpert, perturb
-from selfflow.envs.tasks import DRAWER_RULES
+from selfflow.envs.tasks import DRAWER_TASKS
 from selfflow.envs.twin import make_mujoco
 from selfflow.envs.twin_render import RayRenderer, make_renderer
 
@@ -30,13 +28,6 @@ def env():
 
 def hold(opening: float = 1.0) -> np.ndarray:
     return np.array([0.0] * 6 + [opening])
-
-
-# Actions are metres and radians by contract; gymnasium only recommends a normalised box.
-@pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized space")
-def test_gymnasium_contract(env: RobotEnv):
-    check_env(env, skip_render_check=True)
-    assert isinstance(env, gymnasium.Env)
 
 
 def test_observation_carries_no_privileged_state(env: RobotEnv):
@@ -215,7 +206,7 @@ def test_a_misspelt_placement_is_refused(env: RobotEnv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DRAWER_RULES)
+@pytest.mark.parametrize("name", DRAWER_TASKS)
 def test_expert_solves_its_task(name: str):
     task = TASKS[name]
     env, expert = make_mujoco(task, image_size=(16, 16)), DrawerExpert(task)
