@@ -92,6 +92,8 @@ def _line(episode: Episode) -> str:
 def _episode(content: dict[str, Any]) -> Episode:
     content["latencies"] = tuple(content["latencies"])
     content["subtask_steps"] = tuple(content["subtask_steps"])
+    if nearest := content.get("nearest"):
+        content["nearest"] = tuple(nearest)
     return Episode(**content)
 
 

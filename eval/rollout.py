@@ -9,6 +9,7 @@ import numpy as np
 
 from selfflow.datasets.spec import TOOL_POSITION, ActionChunk, Observation
 from selfflow.envs.base import RobotEnv
+from selfflow.eval.phases import Watch
 from selfflow.policies.base import Policy
 from selfflow.policies.limits import Limiter
 
@@ -40,6 +41,9 @@ class Episode:
     clipped: int  # actions out of range
     ik_failed: int  # steps at which the arm held still
     limited: dict[str, int] = field(default_factory=dict)  # Limiter.counts; empty without limits
+    # of eval/phases.py, the first failing one's in `nearest`; empty where older runs did not note
+    phases: dict[str, int] = field(default_factory=dict)  # step at which each was reached
+    nearest: tuple[int, float] | None = None  # step, m
 
 
 @dataclass
@@ -47,6 +51,7 @@ class _Tally:
     """What is noted while an episode runs."""
 
     info: Info
+    watch: Watch
     steps: int = 0
     early_stop: bool = False
     first_success: int | None = None
@@ -58,6 +63,7 @@ class _Tally:
         if info["subtask"] != self.info["subtask"]:  # the environment forced it
             self.subtask_steps.append(self.steps)
         self.info = info
+        self.watch.see(info["privileged"], bool(info["success"]), self.steps)
         if info["success"] and self.first_success is None:
             self.first_success = self.steps
 
@@ -77,6 +83,8 @@ class _Tally:
             clipped=int(self.info["clipped"]),
             ik_failed=int(self.info["ik_failed"]),
             limited=dict(limiter.counts) if limiter else {},
+            phases=self.watch.reached,
+            nearest=self.watch.nearest,
         )
 
 
@@ -101,7 +109,7 @@ def run_episode(
     policy.reset(seed)
     if limiter:
         limiter.reset()
-    tally = _Tally(info)
+    tally = _Tally(info, Watch(env.task, info["privileged"]))
     if record:
         record(observation, info, 0)
     while True:
