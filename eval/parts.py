@@ -26,20 +26,26 @@ from selfflow.envs.simpler import SHADERS, samples_of
 from selfflow.envs.simpler_assets import URDF_VERSIONS
 from selfflow.envs.simpler_expert import expert_for
 from selfflow.envs.simpler_variants import MATCHED, check_variant
-from selfflow.envs.table_tasks import TABLE_RULES
-from selfflow.envs.tasks import DRAWER_RULES, RULES
+from selfflow.envs.tasks import DRAWER_TASKS, FILES, RULES
+from selfflow.envs.twin_look import USUAL, Look
 from selfflow.policies.base import Policy
 from selfflow.policies.limits import Limits
 from selfflow.policies.scripted import HoldStill, RandomWalk
 
 PLACEMENTS = ("mild", "grid", "variants", "train")
 SIMPLER_ONLY = ["urdf_version", "shader", "samples", "variant"]  # keys that the others have not
-DECODING = ("decode", "execute", "steps", "solver", "guidance", "ensemble", "delay")
+DECODING = ("decode", "execute", "steps", "solver", "guidance", "ensemble", "delay", "best_of")
 # keys that came after some rollouts had begun
 LATER = (*DECODING[3:], "decode", "max_metres", "max_radians", "low_pass", "workspace")
-LATER += ("randomise", "handles", "robot", "photo")
+LATER += ("randomise", "handles", "robot", "photo", "look")
 # keys that the others have not
-TWIN_ONLY = {"randomise": "none", "handles": "visual", "robot": "primitives", "photo": False}
+TWIN_ONLY = {
+    "randomise": "none",
+    "handles": "visual",
+    "robot": "primitives",
+    "photo": False,
+    "look": USUAL,
+}
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
 
 
@@ -72,6 +78,7 @@ class RolloutConfig:
     guidance: float = 1.0
     ensemble: float | None = None
     delay: int = 0
+    best_of: int = 1
     max_metres: float | None = None
     max_radians: float | None = None
     low_pass: float = 0.0
@@ -80,6 +87,7 @@ class RolloutConfig:
     handles: str = "visual"
     robot: str = "primitives"
     photo: bool = False
+    look: Look = USUAL
 
     @property
     def spec(self) -> Task:
@@ -133,8 +141,11 @@ class RolloutConfig:
             found = resolve(self.run)
         except CheckpointError as e:
             raise UserError(str(e)) from e
-        with open(found / "model.safetensors", "rb") as f:
-            return f"{found.name} sha256 {hashlib.file_digest(f, 'sha256').hexdigest()[:16]}"
+        told = found.name
+        for name in ("model", "value")[: 1 if self.best_of == 1 else 2]:
+            with open(found / f"{name}.safetensors", "rb") as f:
+                told += f" sha256 {hashlib.file_digest(f, 'sha256').hexdigest()[:16]}"
+        return told
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RolloutConfig)}
@@ -160,7 +171,7 @@ def check(config: RolloutConfig) -> None:
         check_variant(task.name, config.variant)
     elif config.variant != MATCHED:
         raise UserError(f"variant={config.variant}: only with backend=simpler; choose that")
-    check_twin(config.backend, task, **{key: getattr(config, key) for key in TWIN_ONLY})
+    check_twin(config.backend, task, **twin_options(config))
     if config.gripper != "opening" and config.backend != "simpler":
         raise UserError(
             f"gripper={config.gripper}: only with backend=simpler; choose that, or gripper=opening"
@@ -186,10 +197,10 @@ def tasks_of(backend: str) -> tuple[str, ...]:
     """Names of the tasks that the simulator has: the twin has the Google robot's, the fake stands
     at the cabinet, and ManiSkill has the WidowX only."""
     if backend == "mujoco":
-        return (*DRAWER_RULES, *TABLE_RULES)
+        return tuple(FILES)
     if backend == "maniskill":
         return tuple(BRIDGE_RULES)
-    return tuple(RULES if backend == "simpler" else DRAWER_RULES)
+    return tuple(RULES if backend == "simpler" else DRAWER_TASKS)
 
 
 def check_twin(backend: str, task: Task, randomise: str = "none", **options: Any) -> None:
@@ -197,11 +208,34 @@ def check_twin(backend: str, task: Task, randomise: str = "none", **options: Any
     if backend == "mujoco":
         from selfflow.envs.twin import check_options
 
+        options.pop("look", None)  # it has checked itself
         return check_options(task, randomise, **options)
     for key, value in {"randomise": randomise, **options}.items():
         if value != TWIN_ONLY[key]:
+            if isinstance(value, Look):
+                given = dataclasses.asdict(value).items()
+                key, value = next((f"look.{k}", v) for k, v in given if v != getattr(USUAL, k))
             shown = str(value).lower() if isinstance(value, bool) else value
             raise UserError(f"{key}={shown}: only with backend=mujoco; leave it out")
+
+
+def twin_options(config: Any) -> dict[str, Any]:
+    """The TWIN_ONLY keys of any config that has them."""
+    return {key: getattr(config, key) for key in TWIN_ONLY}
+
+
+def noted(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the twin as single values, to be kept with an episode: room, shadows and samples
+    in the place of look."""
+    rest = {key: value for key, value in options.items() if key != "look"}
+    return rest | dataclasses.asdict(options["look"])
+
+
+def from_noted(meta: dict[str, Any]) -> dict[str, Any]:
+    """The options that `noted` has written among others; what was not noted is as it was before
+    there was such a key."""
+    look = {f.name: meta[f.name] for f in dataclasses.fields(Look) if f.name in meta}
+    return {key: meta.get(key, usual) for key, usual in TWIN_ONLY.items()} | {"look": Look(**look)}
 
 
 def make_env(config: RolloutConfig) -> RobotEnv:

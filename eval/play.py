@@ -12,7 +12,7 @@ the twin is acted again, from its seed and actions; other recordings are shown b
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from selfflow.datasets.source import open_source
 from selfflow.datasets.spec import SEEDS, Observation, UserError
 from selfflow.datasets.store import EpisodeRecord, EpisodeStore
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.twin_look import Look
 from selfflow.eval import parts
-from selfflow.eval.parts import POLICIES, RolloutConfig
+from selfflow.eval.parts import POLICIES, TWIN_ONLY, RolloutConfig, from_noted
 from selfflow.eval.rollout import Info, run_episode
 from selfflow.eval.video import Film, captioned
 from selfflow.eval.viewers import Camera, Window, has_display, model_of
@@ -45,6 +46,10 @@ class PlayConfig:
     backend: str
     placement: str
     randomise: str
+    handles: str
+    robot: str
+    photo: bool
+    look: Look
     seed: int
     checkpoint: str | None
     episode: int
@@ -64,19 +69,10 @@ class PlayConfig:
     def rollout(self, **other: Any) -> RolloutConfig:
         """The episode as a rollout. Raises UserError."""
         split = next((name for name, seeds in SEEDS.items() if self.seed in seeds), "train")
-        keys = {
-            "task": self.task,
-            "backend": self.backend,
-            "placement": self.placement,
-            "randomise": self.randomise,
-            "seed": self.seed,
-            "split": split,
-            "episodes": 1,
-            "policy": self.source,
-            "checkpoint": self.checkpoint,
-        } | other
-        said = [f"{k}={'null' if v is None else repr(v)}" for k, v in keys.items()]
-        return compose(RolloutConfig, "rollout", said)
+        same = ("task", "backend", "placement", "seed", "checkpoint", *TWIN_ONLY)
+        keys = {key: getattr(self, key) for key in same}
+        keys |= {"policy": self.source, "split": split} | other
+        return replace(compose(RolloutConfig, "rollout", ["episodes=1"]), **keys)
 
 
 def check(config: PlayConfig) -> None:
@@ -228,7 +224,7 @@ def main(config: PlayConfig) -> None:
         episode, header = source.record(config.episode), source.header
         again = {"task": header.task, "backend": "mujoco", "placement": header.placement,
                  "seed": episode.seed, "policy": "hold", "checkpoint": None,
-                 "randomise": episode.meta.get("randomise", "none")}  # fmt: skip
+                 **from_noted(episode.meta)}  # fmt: skip
         rollout = config.rollout(**again)
         play_simulated(config, rollout, lambda env, record: replay(env, episode, record))
         return

@@ -31,7 +31,8 @@ from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import perturb
 from selfflow.envs.simpler_expert import Script, expert_for
 from selfflow.envs.tasks import photographs
-from selfflow.eval.parts import BACKENDS, check_twin, tasks_of
+from selfflow.envs.twin_look import USUAL, Look
+from selfflow.eval.parts import BACKENDS, check_twin, noted, tasks_of, twin_options
 from selfflow.eval.video import contact_sheet
 from selfflow.eval.workers import run_jobs
 
@@ -59,6 +60,10 @@ class RecordConfig:
     keep_failures: bool
     out: str
     randomise: str = "none"
+    handles: str = "visual"
+    robot: str = "primitives"
+    photo: bool = False
+    look: Look = USUAL
 
 
 def check(config: RecordConfig) -> None:
@@ -71,7 +76,7 @@ def check(config: RecordConfig) -> None:
             f"task={task.name}: not built yet with backend={config.backend}; "
             f"choose one of {', '.join(have)}, or backend=simpler"
         )
-    check_twin(config.backend, task, config.randomise)
+    check_twin(config.backend, task, **twin_options(config))
     check_placement(config)
     check_image_size(config)
     check_seeds(config.seed, config.episodes, "train")
@@ -192,9 +197,38 @@ def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfi
             "noise": config.noise * noisy,  # of this episode: another run may continue the store
             "noise_turn": config.noise_turn * noisy,
             "noisy_steps": config.noisy_steps * noisy,
-            "randomise": config.randomise,
-        },
+        }
+        | twin_meta(config),
     )
+
+
+def twin_meta(config: RecordConfig) -> dict[str, Any]:
+    """The twin's options for an episode's meta; nothing of another simulator's."""
+    return noted(twin_options(config)) if config.backend == "mujoco" else {}
+
+
+def make_recorded(config: RecordConfig) -> RobotEnv:
+    """The environment that is recorded. Raises UserError."""
+    header = header_of(config)
+    options: dict[str, Any] = {"image_size": header.image_size} if header.image_size else {}
+    if config.backend == "mujoco":
+        options |= twin_options(config)
+    return BACKENDS[config.backend](task_named(config.task), header.placement, **options)
+
+
+def tell_mixture(config: RecordConfig) -> None:
+    """Prints a line where `out` holds episodes with other options of the twin."""
+    if not (Path(config.out) / "store.json").exists():
+        return
+    ours, store = twin_meta(config), EpisodeStore(config.out)
+    held = [store.metadata(i) for i in range(len(store))]
+    other = {f"{k}={m[k]}" for m in held for k, v in ours.items() if k in m and m[k] != v}
+    if other:
+        print(
+            f"{config.out} holds episodes with {', '.join(sorted(other))}; it is continued with "
+            "this command's, and every episode's meta says which it had",
+            flush=True,
+        )
 
 
 def fault(record: EpisodeRecord) -> str:
@@ -240,10 +274,7 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
     Raises UserError as the environment's maker does, and when train seeds are used up.
     """
     task, header = task_named(config.task), header_of(config)
-    options: dict[str, Any] = {"image_size": header.image_size} if header.image_size else {}
-    if config.backend == "mujoco":
-        options["randomise"] = config.randomise
-    env = BACKENDS[config.backend](task, header.placement, **options)
+    env = make_recorded(config)
     try:
         with StoreWriter(config.out, f"{worker:03d}", header) as writer:
             seen = EpisodeStore(config.out).seeds()
@@ -303,6 +334,7 @@ class Display:
 def main(config: RecordConfig) -> None:
     """Starts the workers, shows their progress, and says what the store holds."""
     counts = shares(config)
+    tell_mixture(config)
     display = Display(config, sum(counts))
     jobs = [(config, worker, count) for worker, count in enumerate(counts) if count]
     try:

@@ -36,6 +36,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Counts, rates and medians over episodes; seconds in ms where the key says so."""
     latencies = [s for e in episodes for s in e.latencies]
     n = len(episodes)
+    reached = [e.first_success for e in episodes if e.success and e.first_success is not None]
     successes = {reading: sum(getattr(e, reading) for e in episodes) for reading in READINGS}
     names = sorted({name for e in episodes for name in e.progress})
     return {
@@ -49,6 +50,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
             "ever": successes["ever"],
         },
         "median_steps": percentile([e.steps for e in episodes], 50) if n else None,
+        "median_first_success": percentile(reached, 50) if reached else None,
         "decisions": len(latencies),
         "latency_ms_p50": 1000 * percentile(latencies, 50) if latencies else None,
         "latency_ms_p95": 1000 * percentile(latencies, 95) if latencies else None,

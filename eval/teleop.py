@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,13 @@ from selfflow.datasets.spec import (
     Embodiment,
     Observation,
     UserError,
-    task_named,
 )
 from selfflow.datasets.store import EpisodeRecord, EpisodeStore, StoreWriter
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.twin_look import Look
 from selfflow.eval import devices, record_demos
 from selfflow.eval.devices import DEVICES, Device, Input, open_device
-from selfflow.eval.parts import BACKENDS
+from selfflow.eval.parts import TWIN_ONLY
 from selfflow.eval.video import captioned
 from selfflow.eval.viewers import Camera, Window, has_display
 from selfflow.eval.web_view import WebView
@@ -52,6 +52,10 @@ class TeleopConfig:
     placement: str | None
     image_size: list[int] | None
     randomise: str
+    handles: str
+    robot: str
+    photo: bool
+    look: Look
     seed: int
     episodes: int | None
     device: str
@@ -68,10 +72,9 @@ class TeleopConfig:
 
     def recorder(self) -> record_demos.RecordConfig:
         """The same, as the recorder of demonstrations has it. Raises UserError."""
-        same = ("task", "backend", "placement", "image_size", "randomise", "seed", "out")
+        same = ("task", "backend", "placement", "image_size", "seed", "out", *TWIN_ONLY)
         given = {key: getattr(self, key) for key in same}
-        said = [f"{k}={'null' if v is None else repr(v)}" for k, v in given.items()]
-        return compose(record_demos.RecordConfig, "record", [*said, "episodes=1"])
+        return replace(compose(record_demos.RecordConfig, "record", ["episodes=1"]), **given)
 
 
 def check(config: TeleopConfig) -> None:
@@ -201,7 +204,8 @@ def drive(
         if end := ending(take, wanted, config.keep_failures):
             last = devices.DONE in wanted.commands and env.final_subtask and not take.done
             spent = round(time.monotonic() - began, 1)  # s that the operator took
-            said = {"device": config.device, "randomise": config.randomise, "seconds": spent}
+            said = {"device": config.device, "seconds": spent}
+            said |= record_demos.twin_meta(config.recorder())
             return end, take.record(last, **said) if take.actions else None
         if wanted.commands:
             show(take, pilot)
@@ -311,13 +315,11 @@ def main(config: TeleopConfig) -> None:
                 held.callback(page.close)
             device = open_device(config.device, config.keys, page.take_keys if page else list)
             held.callback(device.close)
-            options: dict[str, Any] = {"image_size": header.image_size} if header.image_size else {}
-            if config.backend == "mujoco":
-                options["randomise"] = config.randomise
-            env = BACKENDS[config.backend](task_named(config.task), header.placement, **options)
+            env = record_demos.make_recorded(recorder)
             held.callback(env.close)
             show = held.enter_context(shown(config, env, page))
             writer = held.enter_context(StoreWriter(config.out, SHARD, header))
+            record_demos.tell_mixture(recorder)
             print(devices.KEY_HELP)
             if page:
                 print(f"picture: {page.url}  (keys work there too)", flush=True)

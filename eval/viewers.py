@@ -32,7 +32,7 @@ class Camera:
     own. Draws with a renderer of its own, so that observations stay as they are."""
 
     def __init__(self, env: RobotEnv, size: tuple[int, int] | None) -> None:
-        self._env, self._size, self._renderer = env, size, None
+        self._env, self._size, self._renderer, self._photo = env, size, None, None
         self.name = env.embodiment.cameras[0]
 
     def picture(self, observation: Observation) -> Frame:
@@ -44,7 +44,23 @@ class Camera:
             from selfflow.envs.twin_render import make_renderer
 
             self._renderer = make_renderer(found[0], *self._size)
-        return self._renderer.render(found[1], self.name)
+            self._photo = self._larger_photo()
+        simulator: Any = self._env.simulator
+        if simulator.fingers is not None:
+            simulator.fingers.turn(found[1])
+        picture = self._renderer.render(found[1], self.name)
+        if self._photo is None:
+            return picture
+        return self._photo.behind(picture, self._renderer, found[1], self.name)
+
+    def _larger_photo(self) -> Any:
+        """The simulator's photograph for this size, None where it shows none."""
+        from selfflow.envs.twin_mesh import Photo
+
+        simulator: Any = self._env.simulator
+        if simulator.photo is None or self._size is None:
+            return None
+        return Photo(simulator.model, self._env.task, self._size)
 
     def close(self) -> None:
         """Frees the renderer."""

@@ -1,8 +1,9 @@
 """python eval/world_model.py checkpoint=outputs/pretrain data=[data/open_drawer_place_heldout]
 
 Measures world models on held-out episodes: imagined frames against real ones (PSNR, SSIM, LPIPS,
-FVD), actions sampled for real observations against those taken (open loop), and a linear probe of
-what the features hold. Several checkpoints are compared on the same windows, with the same noise:
+FVD), actions sampled for real observations against those taken (open loop), a linear probe of what
+the features hold, and, with parts=[loss], the flow loss. Several checkpoints are compared on the
+same windows, with the same noise:
 
     python eval/world_model.py checkpoint=[outputs/self_flow,outputs/vanilla] data=[data/heldout]
 
@@ -25,6 +26,7 @@ from selfflow.datasets.episodes import EpisodeSource
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.spec import UserError
 from selfflow.eval import world_tables as tables
+from selfflow.eval.held_loss import held_losses
 from selfflow.eval.imagine import ACTIONS
 from selfflow.eval.open_loop import Plan, action_errors, plan_for, video_scores
 from selfflow.eval.probe import ProbeConfig, Row, probe, random_world, true_state
@@ -36,7 +38,7 @@ from selfflow.worldmodel.checkpoint import load
 from selfflow.worldmodel.dream import Sampling
 from selfflow.worldmodel.parallel import place
 
-PARTS = ("video", "actions", "probe")
+PARTS = ("video", "actions", "probe", "loss")
 Held = list[tuple[EpisodeSource, range]]  # sources and their held-out episodes
 
 
@@ -188,6 +190,9 @@ def measured(
         if "actions" in config.parts:
             errors = [action_errors(w, plan_for(w, held, plan), progress) for w in worlds]
             sections.append(tables.actions(errors, *resampling))
+        if "loss" in config.parts:
+            losses = [held_losses(w, plan_for(w, held, plan), progress) for w in worlds]
+            sections.append(tables.loss(losses, *resampling))
         if "probe" in config.parts:
             probed = [*worlds, *(_random(worlds, config.seed) if config.random else [])]
             rows: list[Row] = []
@@ -226,6 +231,8 @@ def remarks(config: WorldModelConfig, worlds: Sequence[World], held: Held) -> li
         for path in config.paths:
             if world.saw(path.rpartition("@")[0] or path):
                 notes.append(f"{world.name} was trained on {path}: these numbers are not held out.")
+    if "loss" in config.parts:
+        notes.append("Loss: every target token of a window at one time, whatever the objective.")
     if "probe" in config.parts:
         notes.append(
             "Probe: proprioception and actions were hidden from the model and the instruction kept "

@@ -13,6 +13,7 @@ from rich.table import Table
 from selfflow.datasets.spec import ACTION_NAMES
 from selfflow.eval.bootstrap import Estimate, average, difference, estimate, mean, resamples
 from selfflow.eval.chart import Line, Panel, save_chart
+from selfflow.eval.held_loss import HeldLosses
 from selfflow.eval.images import frechet
 from selfflow.eval.open_loop import ActionErrors, VideoScores
 from selfflow.eval.probe import TARGETS, Row
@@ -114,6 +115,15 @@ def actions(errors: Sequence[ActionErrors], episodes: int, count: int, seed: int
         [(k, [*v]) for k, v in rows],
         4,
     )
+
+
+def loss(losses: Sequence[HeldLosses], episodes: int, count: int, seed: int) -> Section:
+    """Mean flow loss of each target modality; then differences to the first checkpoint."""
+    weights = resamples(episodes, count, seed)
+    columns = list(losses[0].losses)
+    own = {e.name: [mean(e.losses[name], e.episode, weights) for name in columns] for e in losses}
+    rows = [*own.items(), *_differences(own)]
+    return Section("loss", "Held-out flow loss", columns, _rows(rows), 4)
 
 
 def probe(rows: Sequence[Row], names: Sequence[str]) -> list[Section]:

@@ -74,13 +74,14 @@ class ChunkPolicy:
         self._chunks: deque[Planned] = deque()  # sampled ones that reach into the future
         self._observer.reset()
 
-    @torch.no_grad()
     def act(self, observation: Observation) -> ActionChunk:
         """The next `execute` actions in physical units, gripper within 0 .. 1."""
         self._forget(observation["instruction"])
-        tokens, valid = self._observer.tokens(observation, self._step)
         left = self._left()
-        chunk = self._sample(tokens, valid, self._pin(left))
+        # inference mode spares bookkeeping, but what is made in it cannot be pinned by gradients
+        with torch.no_grad(), torch.inference_mode(not self.decoding.delay):
+            tokens, valid = self._observer.tokens(observation, self._step)
+            chunk = self._sample(tokens, valid, self._pin(left))
         self._chunks.append((self._step, chunk))
         rows = self._joined(chunk, left)
         ends = rows[:, TERMINATE] > 0

@@ -6,6 +6,8 @@
 - `delay`: real-time chunking (arXiv 2506.07339). Computing a chunk takes `delay` control steps, in
   which the last chunk goes on; the new one is sampled so that it continues what is executed
   meanwhile: guided inpainting with a soft mask, which needs no training.
+- `best_of`: so many chunks are sampled; the world model imagines what each leads to, and the one
+  that a value head likes best is executed (judging.py).
 
 K actions, C channels (seven normalised action dimensions and terminate); time t: 1 noise, 0 data.
 """
@@ -41,6 +43,7 @@ class Decoding:
     guidance: float = 1.0  # classifier-free, away from no text; 1 is none
     ensemble: float | None = None
     delay: int = 0  # control steps
+    best_of: int = 1  # chunks sampled, of which the value head chooses one
 
     def __post_init__(self) -> None:
         one_of("decode", self.decode, DECODES)
@@ -48,6 +51,8 @@ class Decoding:
             raise UserError(f"ensemble={self.ensemble}: a decay such as 0.01, or null for none")
         if self.delay < 0:
             raise UserError(f"delay={self.delay}: control steps, 0 or more")
+        if self.best_of < 1:
+            raise UserError(f"best_of={self.best_of}: chunks to choose from, 1 or more")
         if self.delay and self.ensemble is not None:
             raise UserError(
                 f"ensemble={self.ensemble}, delay={self.delay}: two ways to join chunks; choose one"

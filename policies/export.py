@@ -28,7 +28,8 @@ from selfflow.worldmodel.checkpoint import (
     write_text,
 )
 
-COPIED = ("model.safetensors", "stats.json", "text.safetensors")  # the last where there is one
+# the last three where there are such
+COPIED = ("model.safetensors", "stats.json", "text.safetensors", "value.safetensors", "value.json")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from selfflow.policies.acting import (
 from selfflow.policies.decoding import Decoding, pinned
 from selfflow.policies.head import HeadConfig, Modulations, PolicyModel
 from selfflow.policies.joint_policy import JointPolicy
+from selfflow.policies.judging import Eyes, Judge, load_judge
 from selfflow.policies.observing import Parts
+from selfflow.policies.quick import quicken
 from selfflow.worldmodel.batches import codec_of
 from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load, parts_of
 from selfflow.worldmodel.layout import Layout, Robots
@@ -40,7 +42,11 @@ class FlowPolicy(ChunkPolicy):
         robot: Embodiment,
         decoding: Decoding,
         seed: int = 0,
+        judge: Judge | None = None,
     ) -> None:
+        if decoding.best_of > 1 and judge is None:
+            raise ValueError("best_of above 1 needs a judge: see FlowPolicy.load")
+        self._judge = judge
         self._head = parts.model.head
         self._modulations: dict[float, Modulations] = {}
         super().__init__(parts, robot, decoding, seed)
@@ -63,10 +69,16 @@ class FlowPolicy(ChunkPolicy):
                 robot = robot_of(given, embodiment)
                 check_contract(given, robot)
                 parts = assemble(given, embodiment)
+            quicken(parts.model.backbone)
+            quicken(parts.model.head, copies=True)
+            eyes = Eyes(parts.model.backbone, parts.layout, parts.codec)
+            best_of = wanted.best_of
+            judge = load_judge(given, eyes, best_of) if best_of > 1 else None
         except CheckpointError as e:
             raise UserError(str(e)) from e
         own, chunk = parts.decision, parts.layout.chunk
-        return cls(parts, robot, wanted.settled(own["steps"], own["execute"], chunk), seed)
+        settled = wanted.settled(own["steps"], own["execute"], chunk)
+        return cls(parts, robot, settled, seed, judge)
 
     def _sample(self, tokens: Tokens, valid: Tokens, pin: Pin | None) -> np.ndarray:
         field = self._field(tokens, valid)
@@ -75,10 +87,16 @@ class FlowPolicy(ChunkPolicy):
             field = guided(field, self._field(tokens, blank), self.decoding.guidance)
         if pin is not None:
             field = pinned(field, *pin)
-        shape = 1, self.parts.layout.chunk, self._head.config.channels
+        count = self.decoding.best_of
+        shape = count, self.parts.layout.chunk, self._head.config.channels
         noise = torch.randn(shape, generator=self._random)
         solve = SOLVERS[self.decoding.solver]
-        return solve(field, noise, self.steps, generator=self._random)[0].numpy()
+        chunks = solve(field, noise, self.steps, generator=self._random)
+        best = 0
+        if count > 1:
+            assert self._judge
+            best = self._judge.best(tokens, valid, chunks, self._random)
+        return chunks[best].numpy()
 
     def _field(self, tokens: Tokens, valid: Tokens) -> Velocity:
         """The head's velocity on a kept pass over these conditions."""

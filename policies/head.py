@@ -22,7 +22,6 @@ from selfflow.worldmodel.layers import (
     grid_positions,
     initialise,
     mlp,
-    modulate,
     split_heads,
     zero,
 )
@@ -30,7 +29,8 @@ from selfflow.worldmodel.objective import respond
 from selfflow.worldmodel.transformer import ModelConfig, Tokens, VideoActionTransformer
 
 Memory = tuple[KeyValue, ...]  # per block, of the condition features
-Modulations = tuple[Tensor, ...]  # per block (B, 1, 9 D), then the output's (B, 1, 2 D)
+# per block nine of (B, 1, D), then the output's two: each shift, 1 + scale and, in blocks, gate
+Modulations = tuple[tuple[Tensor, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class HeadConfig:
         return asdict(self)
 
 
+def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """LayerNorm without affine, then factor · x + shift; at a decision all rows share both."""
+    if factor.shape[0] == 1 and factor.dtype == x.dtype:  # in one pass
+        return F.layer_norm(x, x.shape[-1:], factor.flatten(), shift.flatten(), 1e-6)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), factor)
+
+
 class HeadBlock(nn.Module):
     """adaLN-Zero: attention over the K actions, attention to memory, MLP."""
 
@@ -72,9 +79,16 @@ class HeadBlock(nn.Module):
         key, value = (split_heads(part, self.heads) for part in self.key_value(memory).chunk(2, -1))
         return key, value
 
-    def forward(self, x: Tensor, modulation: Tensor, memory: KeyValue) -> Float[Tensor, "BN K D"]:
-        """x (B·N, K, D); modulation (B·N, 1, 9 D)."""
-        s1, a1, g1, s2, a2, g2, s3, a3, g3 = modulation.chunk(9, -1)
+    def parts(self, c: Float[Tensor, "BN 1 D"]) -> tuple[Tensor, ...]:
+        """Shift, 1 + scale and gate of attention, look and MLP."""
+        s1, a1, g1, s2, a2, g2, s3, a3, g3 = self.modulation(c).chunk(9, -1)
+        return s1, 1 + a1, g1, s2, 1 + a2, g2, s3, 1 + a3, g3
+
+    def forward(
+        self, x: Tensor, modulation: tuple[Tensor, ...], memory: KeyValue
+    ) -> Float[Tensor, "BN K D"]:
+        """x (B·N, K, D); modulation as of `parts`."""
+        s1, a1, g1, s2, a2, g2, s3, a3, g3 = modulation
         x = torch.addcmul(x, g1, self.attention(modulate(x, s1, a1))[0])
         x = torch.addcmul(x, g2, self._look(modulate(x, s2, a2), memory))
         return torch.addcmul(x, g3, self.mlp(modulate(x, s3, a3)))
@@ -117,7 +131,8 @@ class ActionHead(nn.Module):
     def modulations(self, tau: Float[Tensor, "BN"]) -> Modulations:
         """What the head needs of the time; a policy keeps it, since its times never change."""
         c = F.silu(self.time(tau[:, None]))
-        return (*(block.modulation(c) for block in self.blocks), self.final(c))  # type: ignore[operator]
+        shift, scale = self.final(c).chunk(2, -1)
+        return (*(block.parts(c) for block in self.blocks), (shift, 1 + scale))  # type: ignore[operator]
 
     def forward(
         self, x: Float[Tensor, "BN K C"], modulations: Modulations, memory: Memory
@@ -126,7 +141,7 @@ class ActionHead(nn.Module):
         x = self.input(x) + (self.positions + self.embedding)
         for i, block in enumerate(self.blocks):
             x = block(x, modulations[i], memory[i])
-        return self.output(modulate(x, *modulations[-1].chunk(2, -1)))
+        return self.output(modulate(x, *modulations[-1]))
 
     def velocity(
         self, x: Float[Tensor, "BN K C"], tau: Float[Tensor, "BN"], memory: Float[Tensor, "B L M"]

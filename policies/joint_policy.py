@@ -21,7 +21,9 @@ from selfflow.policies.acting import (
     text_dropout_of,
 )
 from selfflow.policies.decoding import Decoding, pinned
+from selfflow.policies.judging import Eyes, Judge, Sharing, load_judge, repeated
 from selfflow.policies.observing import Parts
+from selfflow.policies.quick import quicken
 from selfflow.worldmodel.batches import codec_of
 from selfflow.worldmodel.checkpoint import Checkpoint, CheckpointError, fill, load, parts_of
 from selfflow.worldmodel.dream import Sampling, dream
@@ -43,8 +45,11 @@ class JointPolicy(ChunkPolicy):
         robot: Embodiment,
         decoding: Decoding,
         seed: int = 0,
+        judge: Judge | None = None,
     ) -> None:
-        self.imagine = False
+        if decoding.best_of > 1 and judge is None:
+            raise ValueError("best_of above 1 needs a judge: see JointPolicy.load")
+        self.imagine, self._judge = False, judge
         super().__init__(parts, robot, decoding, seed)
 
     @classmethod
@@ -61,10 +66,14 @@ class JointPolicy(ChunkPolicy):
                 robot = robot_of(given, embodiment)
                 check_contract(given, robot)
                 parts = assemble_whole(given, embodiment)
+            quicken(parts.model)
+            eyes, best_of = Eyes(parts.model, parts.layout, parts.codec), wanted.best_of
+            judge = load_judge(given, eyes, best_of) if best_of > 1 else None
         except CheckpointError as e:
             raise UserError(str(e)) from e
         chunk = parts.layout.chunk
-        return cls(parts, robot, wanted.settled(Sampling().steps, chunk, chunk), seed)
+        settled = wanted.settled(Sampling().steps, chunk, chunk)
+        return cls(parts, robot, settled, seed, judge)
 
     def reset(self, seed: int | None = None) -> None:
         """Forgets the episode and what was imagined in it."""
@@ -79,19 +88,27 @@ class JointPolicy(ChunkPolicy):
             weight["action"] += pin[1]
             return pinned(field, pack(aim), pack(weight))
 
+        count = self.decoding.best_of
+        rows = repeated(tokens, count)
         found = dream(
-            self.parts.model,
-            tokens,
-            valid,
+            Sharing(self.parts.model),
+            rows,
+            repeated(valid, count),
             self.decoding.sampling,
             self._random,
             steer=steer if pin else None,
         )
         layout = self.parts.layout
-        if self.imagine and layout.future:
-            frames = self.parts.codec.decode(found["video"])[0, -layout.future :]
-            self.imagined = frames.numpy(), layout.stride
-        return found["action"][0].numpy()
+        best, frames = 0, None
+        if layout.future and (self.imagine or count > 1):
+            frames = self.parts.codec.decode(found["video"])
+        if count > 1:
+            assert self._judge
+            assert frames is not None
+            best = int(self._judge.worth(frames[:, -1], rows).argmax())
+        if self.imagine and frames is not None:
+            self.imagined = frames[best, -layout.future :].numpy(), layout.stride
+        return found["action"][best].numpy()
 
 
 def check_whole(given: Checkpoint) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from selfflow.datasets.spec import ActionChunk, UserError, task_named
 from selfflow.envs.fake import HANDLE, PointSimulator, make_fake
+from selfflow.envs.twin_look import USUAL
 from selfflow.eval import parts, results, simpler_rollout, workers
 from selfflow.eval.parts import RolloutConfig
 from selfflow.eval.report import shading
@@ -266,6 +267,7 @@ def test_options_reach_simpler_and_no_other_backend(tmp_path, monkeypatch):
         "variant": "visual_matching",
     }
     twin = {"randomise": "none", "handles": "visual", "robot": "primitives", "photo": False}
+    twin["look"] = USUAL
     for backend, options in asked[: len(parts.BACKENDS)]:
         wanted = {"simpler": own, "mujoco": twin}.get(backend, {})
         assert options == {"pictures": True} | wanted, backend

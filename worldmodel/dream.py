@@ -65,13 +65,15 @@ def dream(
     generator: Generator,
     given: Tokens | None = None,
     steer: Steer | None = None,
+    noise: Tokens | None = None,
 ) -> Tokens:
     """Every target modality, (B, L_m, C_m) each: sampled, or as `given`.
 
     `tokens` are clean conditions (B, L_m, C_m), `valid` bool (B, L_m) of conditions and given
     targets, absent where all are. The generator lives on the CPU, so that a seed means the same on
     every device. Guidance leads away from the velocity without text, whose tokens are then marked
-    absent; it needs a model that was trained with text dropped. `steer` may change the velocity.
+    absent; it needs a model that was trained with text dropped. `steer` may change the velocity;
+    `noise` is that of each sampled target to start from, instead of drawing it.
     Raises ValueError for a given name that is no target, and where nothing is left to sample.
     """
     given, targets = given or {}, model.config.targets
@@ -80,7 +82,7 @@ def dream(
         have = ", ".join(m.name for m in targets)
         raise ValueError(f"given {', '.join(given)}: must be some, not all, of the targets {have}")
     some = tokens[model.config.conditions[0].name]
-    noise = {
+    noise = noise or {
         m.name: torch.randn(len(some), m.length, m.channels, generator=generator, dtype=some.dtype)
         for m in sampled
     }

@@ -29,7 +29,7 @@ FREE = {
     *("steps", "minutes", "threads", "save_every", "save_minutes", "save_async", "keep", "out"),
     *("log", "log_every", "peak_flops", "accumulate", "compile", "activation_checkpointing"),
     *("parallel", "shard_dtype", "dry_run", "mfu", "workers"),
-    *("select_minutes", "select_episodes", "select_tasks", "select_command"),
+    *("select_minutes", "select_episodes", "select_tasks", "select_command", "heldout"),
 }
 # keys that came after some runs had begun, where those did otherwise than the default now says
 BEFORE = {"text_dropout": 0.0}

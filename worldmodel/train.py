@@ -43,10 +43,11 @@ from selfflow.worldmodel.import_checkpoint import check_fit, transfer
 from selfflow.worldmodel.latents import LatentStore
 from selfflow.worldmodel.loop import State, generator, start
 from selfflow.worldmodel.objective import Student, external_aim, losses
-from selfflow.worldmodel.repa import Teacher, VisionTeacher
+from selfflow.worldmodel.repa import Teacher
 from selfflow.worldmodel.run_folder import check_run, open_run
 from selfflow.worldmodel.train_config import TrainConfig
 from selfflow.worldmodel.video_codec import Codec
+from selfflow.worldmodel.world_teacher import make_teacher
 
 
 def check(config: TrainConfig) -> None:
@@ -109,7 +110,9 @@ def main(config: TrainConfig) -> None:
 
 def build(config: TrainConfig, device: torch.device) -> tuple[Student, Teacher | None]:
     """The student, initialised from `init`, and the external teacher if there is one."""
-    external = VisionTeacher(config.teacher, device) if config.teacher else None
+    size, external = (config.layout.height, config.layout.width), None
+    if config.teacher:
+        external = make_teacher(config.teacher, config.teacher_at, size, device)
     aim = external.width if external else None
     student = Student(config.transformer, aim, config.projector_layers)
     if config.init is not None and last(Path(config.out)) is None:  # a resumed run has its own

@@ -3,10 +3,10 @@
 What a decision costs, by way of decoding: from an observation to actions. `head` is the bundled
 policy, with the backbone's pass over the conditions kept (as it always is) and, for comparison,
 made again at every step; `joint` is a whole tiny backbone with random weights, which denoises video
-and actions, with attention=prefix (conditions kept) and full. Beside the time of few steps stands
-how far their actions lie from those of 64 steps from the same noise. The bar is on processor time
-of one thread, which other work on the machine disturbs less than it does the clock; on a busy
-machine both are too high.
+and actions, with attention=prefix (conditions kept) and full; `best of N` imagines what N chunks
+lead to on such a backbone, and scores it. Beside the time of few steps stands how far their actions
+lie from those of 64 steps from the same noise. The bar is on processor time of one thread, which
+other work on the machine disturbs less than it does the clock; on a busy machine both are too high.
 
 Then an ESTIMATE of 675 M on GPUs, by arithmetic and never measured: the FLOPs of worldmodel/cost.py
 at 40 % of the card's dense bf16 peak or the time to read the weights once a step, whichever is
@@ -34,6 +34,8 @@ from selfflow.policies.acting import ChunkPolicy
 from selfflow.policies.flow_policy import FlowPolicy
 from selfflow.policies.head import HeadConfig, PolicyModel
 from selfflow.policies.joint_policy import JointPolicy
+from selfflow.policies.judging import Eyes, Judge, ValueHead, ValueSizes
+from selfflow.policies.quick import quicken
 from selfflow.worldmodel.cost import forward_flops, parameters
 from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.model_config import ModelConfig
@@ -43,6 +45,9 @@ from selfflow.worldmodel.transformer import Tokens, VideoActionTransformer
 
 BAR = 15.0  # ms, of the bundled policy as it is
 STEPS = (1, 2, 4, 8)
+FEW = (*STEPS, 16)
+CANDIDATES = (2, 4, 8)
+IMAGINE_STEPS, READ_BLOCK = 4, 4  # of best-of-N; as configs/value.yaml has them
 EXACT = 64  # steps
 HEAD_DEPTH, READ_AT = 3, 0.7  # as configs/finetune.yaml has them
 GROUPS = 2  # noise groups: conditions and targets
@@ -134,13 +139,17 @@ def ways(policy: FlowPolicy) -> list[Way]:
         return FlowPolicy(parts, robot, replace(own, **changes))
 
     made = [Way(f"head as it is, {own.steps} steps", policy)]
-    made += [Way(f"head, {n} steps", head(steps=n), few=True) for n in STEPS]
+    made += [Way(f"head, {n} steps", head(steps=n), few=True) for n in FEW]
+    heun = [head(steps=n, solver="heun") for n in FEW]
+    made += [Way(f"head, {p.steps} steps of heun", p, few=True) for p in heun]
     for n in STEPS:
         forgetful = Forgetful(parts, robot, replace(own, steps=n))
         made.append(Way(f"head, {n} steps, nothing kept", forgetful))
     ensemble, late = head(execute=1, ensemble=0.01), head(execute=chunk // 2, delay=1)
     made.append(Way(f"head, {own.steps} steps, ensemble of {chunk}", ensemble))
     made.append(Way(f"head, {own.steps} steps, delay=1", late))
+    for n in CANDIDATES:
+        made.append(Way(f"head, {own.steps} steps, best of {n}", best_of(policy, n)))
     for attention, n in itertools.product(("prefix", "full"), STEPS):
         world = replace(parts, model=random_world(attention), layout=Layout())
         joint = JointPolicy(world, robot, replace(own, decode="joint", steps=n, execute=chunk))
@@ -150,8 +159,26 @@ def ways(policy: FlowPolicy) -> list[Way]:
 
 def random_world(attention: str) -> VideoActionTransformer:
     """The tiny world model of configs/model/tiny.yaml on the default layout."""
-    sizes = ModelConfig(192, 6, 6, 4.0, attention, Layout().modalities())
-    return VideoActionTransformer(sizes).eval().requires_grad_(False)
+    model = VideoActionTransformer(tiny(attention)).eval().requires_grad_(False)
+    quicken(model)
+    return model
+
+
+def tiny(attention: str) -> ModelConfig:
+    """Of configs/model/tiny.yaml."""
+    return ModelConfig(192, 6, 6, 4.0, attention, Layout().modalities())
+
+
+def best_of(policy: FlowPolicy, count: int) -> FlowPolicy:
+    """The policy's sizes on a whole tiny backbone, with a value head; all weights are random."""
+    model = PolicyModel(tiny("prefix"), policy.parts.model.head.config, READ_BLOCK)
+    model.eval().requires_grad_(False)
+    quicken(model.backbone)
+    quicken(model.head, copies=True)
+    parts = replace(policy.parts, model=model, layout=Layout())
+    sizes = ValueSizes(192, READ_BLOCK, queries=8, hidden=256, steps=IMAGINE_STEPS)
+    judge = Judge(Eyes(model.backbone, Layout(), parts.codec), ValueHead(sizes))
+    return FlowPolicy(parts, policy.robot, replace(policy.decoding, best_of=count), judge=judge)
 
 
 def observations(policy: FlowPolicy, count: int) -> list[Observation]:
@@ -188,7 +215,7 @@ def timed(way: Way, seen: list[Observation], repeats: int) -> Row:
 
 def apart(policy: ChunkPolicy, seen: list[Observation]) -> float:
     """Root mean square difference, mm, of the position deltas of whole chunks from those of EXACT
-    steps from the same noise."""
+    steps of the same solver from the same noise."""
     chunk = policy.parts.layout.chunk
     deltas = []
     for steps in (policy.steps, EXACT):

@@ -1,4 +1,4 @@
-"""python eval/bench/sim.py backend=simpler   (a minute; or backend=mujoco, half a minute)
+"""python eval/bench/sim.py backend=simpler   (a minute; or backend=mujoco, all its scenes)
 
 What a control step, a reset and the memory of a simulator cost, beside what is asked of them. The
 bars hold for two idle cores of a server processor. Actions are small and random; seconds are the
@@ -25,6 +25,7 @@ from selfflow.eval.parts import tasks_of
 
 SPEED_UP = 1.6
 BACKENDS = ("simpler", "mujoco")
+SCENES = ("open_drawer_place", "pick_coke_can", "move_near")  # of the twin, a task in each
 
 
 @dataclass(frozen=True)
@@ -102,26 +103,46 @@ def simpler(task: Task, config: BenchConfig) -> list[Row]:
 
 
 def mujoco(task: Task, config: BenchConfig) -> list[Row]:
-    """The twin; the speed-up compares two worker processes with this one, pictures included."""
+    """The twin: its three scenes, `task` first, and what a second process adds with that task."""
+    names = dict.fromkeys([task.name, *SCENES])
+    rows = [row for name in names for row in cost(task_named(name), config)]
+    return rows + [speed_up(task, config, pictures) for pictures in (False, True)]
+
+
+def cost(task: Task, config: BenchConfig) -> list[Row]:
+    """One process in one of the twin's scenes."""
     from selfflow.envs.twin import make_mujoco
 
-    blind = make_mujoco(task, "grid", pictures=False)
     built = [clocked(lambda: make_mujoco(task, "grid", pictures=False)) for _ in range(5)]
+    blind, env = make_mujoco(task, "grid", pictures=False), make_mujoco(task, "grid")
     resets = [clocked(lambda s=seed: blind.reset(seed=s)) for seed in range(config.resets)]
     physics = steps(blind, config.steps)
-    env = make_mujoco(task, "grid")
-    env.reset(seed=0)
+    env.reset(seed=0)  # opens the renderer
+    shown = [clocked(lambda s=seed: env.reset(seed=s)) for seed in range(config.resets)]
     seen = steps(env, config.steps)
+    pictures = [clocked(env.render) for _ in range(config.steps)]
     env.close()
-    together = vector_steps(task, config.steps)
-    ratio = 2 * statistics.median(seen) / statistics.median(together)
     return [
+        Row(f"{task.name}: scene construction", built, "s", 0.3),
+        Row("reset", milli(resets), "ms", 30.0),
+        Row("reset with its picture", milli(shown), "ms"),
         Row("control step, no picture", milli(physics), "ms", 8.0),
         Row("control step, 128 x 160", milli(seen), "ms", 25.0),
-        Row("scene construction", built, "s", 0.3),
-        Row("reset", milli(resets), "ms", 30.0),
-        Row("speed of 2 processes, x 1", [ratio], "", SPEED_UP, least=True),
+        Row("picture", milli(pictures), "ms"),
     ]
+
+
+def speed_up(task: Task, config: BenchConfig, pictures: bool) -> Row:
+    """Steps a second of a vectorised environment of two processes, to those of one process."""
+    from selfflow.envs.twin import make_mujoco
+
+    env = make_mujoco(task, "grid", pictures=pictures)
+    env.reset(seed=0)
+    alone = statistics.median(steps(env, config.steps))
+    env.close()
+    together = statistics.median(vector_steps(task, config.steps, pictures))
+    what = "with pictures" if pictures else "no pictures"
+    return Row(f"speed of 2 processes, {what}", [2 * alone / together], "x", SPEED_UP, least=True)
 
 
 def steps(env: RobotEnv, count: int) -> list[float]:
@@ -135,11 +156,11 @@ def steps(env: RobotEnv, count: int) -> list[float]:
     return found
 
 
-def vector_steps(task: Task, count: int) -> list[float]:
+def vector_steps(task: Task, count: int, pictures: bool) -> list[float]:
     """Seconds of each step of gymnasium's vector environment with two worker processes."""
     from selfflow.envs.twin import make_mujoco
 
-    makers: Any = [lambda: make_mujoco(task, "grid")] * 2
+    makers: Any = [lambda: make_mujoco(task, "grid", pictures=pictures)] * 2
     vector = gymnasium.vector.AsyncVectorEnv(makers, context="spawn")
     try:
         vector.reset(seed=[0, 1])
