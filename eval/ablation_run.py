@@ -1,0 +1,176 @@
+"""Runs an ablation's jobs one at a time; whatever ends a sitting, the same command goes on.
+
+out/.lock            one sitting at a time; a job that a killed sitting left holds it too
+out/logs/JOB.log     what each command said
+out/minutes.json     how long each job has taken in all sittings
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from selfflow.datasets.spec import UserError
+from selfflow.eval.ablation_config import AblationConfig
+from selfflow.eval.ablation_plan import Job
+from selfflow.eval.ablation_records import harvest, read_records, write_records
+from selfflow.eval.results import write_json
+from selfflow.worldmodel.checkpoint import folder
+
+STOP_SECONDS = 60.0  # between asking a job to end and ending it; a checkpoint is written in between
+Runner = Callable[[Job, Path, IO, float | None], int | None]
+
+
+def run_jobs(config: AblationConfig, jobs: list[Job], runner: Runner | None = None) -> bool:
+    """Runs what has no record yet and adds it; whether all is done. Raises UserError where a job
+    fails, KeyboardInterrupt where the user stops it."""
+    out, path = Path(config.out), Path(config.records)
+    end = time.monotonic() + 60 * config.minutes if config.minutes else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        terminable(),
+        locked(out, end) as lock,
+        Progress(*columns, TimeElapsedColumn(), disable=not Console().is_terminal) as progress,
+    ):
+        if lock is None:
+            return False
+        records = read_records(path)  # under the lock: another sitting may have added some
+        left = [job for job in jobs if job.name not in records]
+        bar = progress.add_task("ablation", total=len(jobs), completed=len(jobs) - len(left))
+        for job in left:
+            progress.update(bar, description=job.name)
+            progress.console.print(f"{time.strftime('%H:%M')} {job.name}", highlight=False)
+            if not one(config, job, lock, end, runner or run_process):
+                return False
+            minutes = _minutes(out).get(job.name, 0.0)
+            thin(job)
+            records[job.name] = harvest(config, job, minutes)
+            write_records(path, records)
+            progress.advance(bar)
+    return True
+
+
+def one(config: AblationConfig, job: Job, lock: IO, end: float | None, runner: Runner) -> bool:
+    """Runs a job to its end, or to that of the sitting; whether it is done."""
+    if job.steps and _trained(job):  # a kill came between its end and its record
+        return True
+    out, began = Path(config.out), time.monotonic()
+    if end is not None and began >= end:
+        return False
+    log = out / "logs" / f"{job.name.replace('/', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        status = runner(job, log, lock, end)
+    finally:
+        spent = _minutes(out)
+        spent[job.name] = spent.get(job.name, 0.0) + (time.monotonic() - began) / 60
+        write_json(out / "minutes.json", spent)
+    if status is None:
+        return False
+    if status or (job.steps and not _trained(job)):
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise UserError(
+            f"{job.name} failed with status {status}: {said[-1] if said else 'it said nothing'}; "
+            f"see {log}"
+        )
+    return True
+
+
+def run_process(job: Job, log: Path, lock: IO, end: float | None) -> int | None:
+    """The job's command; None where the sitting's end came first and it was asked to stop."""
+    with open(log, "ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *job.command],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one
+            pass_fds=[lock.fileno()],  # so that it holds the lock if this process is killed
+        )
+    try:
+        return process.wait(None if end is None else max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """It and its own processes: asked first, ended if that does not help."""
+    if process.poll() is not None:
+        return
+    # a training saves a checkpoint; not SIGINT, which a command in the background may ignore
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def thin(job: Job) -> None:
+    """Deletes a finished training's other checkpoints, and what only going on with it needs."""
+    if not job.steps:
+        return
+    wanted = {folder(job.out, step).name for step in job.steps}
+    for path in (job.out / "checkpoints").iterdir():
+        if path.name not in wanted:
+            shutil.rmtree(path)
+        elif (path / "train").is_dir():
+            shutil.rmtree(path / "train")
+
+
+def _trained(job: Job) -> bool:
+    return all((folder(job.out, step) / "model.safetensors").is_file() for step in job.steps)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends a sitting as Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def locked(out: Path, end: float | None) -> Iterator[IO | None]:
+    """The folder for this sitting alone: waits for a job that a killed one left at work; None
+    where the sitting ends first."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    print(f"{out}: another sitting, or a job that one left, is at work; waiting")
+                told = True
+            if end is not None and time.monotonic() >= end:
+                yield None
+                return
+            time.sleep(1.0)
+        yield file
+
+
+def _minutes(out: Path) -> dict[str, float]:
+    path = out / "minutes.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

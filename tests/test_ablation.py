@@ -1,0 +1,287 @@
+"""The ablation: its plan, its sittings with a fake runner, and the report of made-up records."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from selfflow.configs.entry import compose
+from selfflow.datasets.spec import UserError
+from selfflow.eval import ablation_report as report
+from selfflow.eval import ablation_run
+from selfflow.eval.ablation_config import ARMS, AblationConfig, check
+from selfflow.eval.ablation_plan import (
+    CURVE,
+    FINETUNE,
+    MAIN,
+    PRETRAIN,
+    ROLLOUT,
+    Job,
+    chosen,
+    planned,
+)
+from selfflow.eval.ablation_records import check_records, identity, read_records, write_records
+from selfflow.eval.ablation_show import detectable, seconds
+from selfflow.eval.parts import RolloutConfig
+from selfflow.eval.world_model import WorldModelConfig
+from selfflow.policies.finetune_config import FinetuneConfig
+from selfflow.worldmodel.checkpoint import folder
+from selfflow.worldmodel.train_config import TrainConfig
+
+CONFIGS: dict[str, tuple[type, str]] = {
+    "selfflow.worldmodel.train": (TrainConfig, "train"),
+    "selfflow.policies.finetune": (FinetuneConfig, "finetune"),
+    "selfflow.eval.world_model": (WorldModelConfig, "world_model"),
+    "selfflow.eval.simpler_rollout": (RolloutConfig, "rollout"),
+}
+# one of every kind, and of every key that an arm adds
+COMPOSED = [f"main/{arm}/1/pretrain" for arm in ("dual", "repa", "self_flow_full")]
+COMPOSED += [f"main/{arm}/1/finetune" for arm in ("scratch", "self_flow_full_kept")]
+COMPOSED += [f"main/vanilla/1/{kind}" for kind in ("curve", "video", "rollout-002000")]
+COMPOSED += ["larger/self_flow/1/pretrain"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AblationConfig:
+    places = [f"{k}={tmp_path}/{k}" for k in ("out", "records")]
+    return compose(AblationConfig, "ablation", [*places, f"document={tmp_path}/ablation.md"])
+
+
+def fake(config: AblationConfig, job: Job) -> dict[str, Any]:
+    """A record as a job of that kind leaves it; self_flow is better, and slower."""
+    _, arm, seed, _ = job.name.split("/")
+    good = "self_flow" in arm
+    head = {"job": job.name, "kind": job.kind, "arguments": identity(config, job), "minutes": 3.0}
+    if job.steps:
+        term = {"step": job.steps[-1], "loss": 0.5 - 0.1 * good}
+        return head | {"steps": job.steps[-1], "step_s": 1.0 + good, "log": [term]}
+    if job.kind == ROLLOUT:
+        outcome = [int(i % 2 == 0 or (good and i % 4 == 1)) for i in range(config.episodes)]
+        seeds = list(range(config.seed, config.seed + config.episodes))
+        opened = {"opened": [1.0] * config.episodes}
+        return head | {"seeds": seeds, "success": outcome, "ever": outcome, "progress": opened}
+    cells = {}
+    for n, step in enumerate(config.points, start=1):
+        value = 1.0 / (n + good) + 0.001 * int(seed)
+        probes = {f"video tau=0.5: {t}": [1 - value, 0, 0] for t in ("drawer", "apple", "gripper")}
+        cells[str(step)] = {"video": [value, 0, 0], "action": [0.1, 0, 0], **probes}
+        cells[str(step)] |= {
+            "psnr, all frames": [13.0 + good, 0, 0],
+            "psnr, first frame": [0, 0, 0],
+        }
+    return head | {"episodes": 60, "cells": cells}
+
+
+def test_the_plan_is_all_arms_and_seeds_each_job_once(config: AblationConfig) -> None:
+    runs = planned(config)
+    assert len([r for r in runs if r.size == MAIN]) == len(ARMS) * 3
+    assert len(runs) == 8 * 3 + 2 * 2 * 3
+    jobs = chosen(config)
+    assert len({job.name for job in jobs}) == len(jobs) == len({job.out for job in jobs})
+    kinds = [job.kind for job in jobs]
+    assert kinds.count(PRETRAIN) == 5 * 3 + 12  # arms that differ in fine-tuning only share one
+    assert kinds.count(FINETUNE) == 24
+    assert kinds.count(ROLLOUT) == 48
+    # what a job starts from lies before it
+    for number, job in enumerate(jobs):
+        for word in job.arguments:
+            key, _, path = word.partition("=")
+            if key in ("init", "teacher"):
+                assert any(path.startswith(str(before.out)) for before in jobs[:number])
+
+
+def test_a_part_of_it_is_chosen_with_what_it_needs(config: AblationConfig) -> None:
+    part = chosen(replace(config, only=["repa"], seeds=[1]))
+    names = [job.name for job in part]
+    assert names[:3] == ["main/vanilla/1/pretrain", "main/repa/1/pretrain", "main/repa/1/curve"]
+    assert len(part) == 7
+    sizes = chosen(replace(config, only=["smaller"]))
+    assert {job.kind for job in sizes} == {PRETRAIN, CURVE}
+    with pytest.raises(UserError, match="did you mean vanilla"):
+        check(replace(config, only=["vanila"], plan=True))
+    with pytest.raises(UserError, match=r"choose of 0 \.\. 2"):
+        check(replace(config, seeds=[3], plan=True))
+
+
+def test_commands_compose(config: AblationConfig) -> None:
+    shown, jobs = {}, {job.name: job for job in chosen(replace(config, seeds=[1]))}
+    for name in COMPOSED:
+        kind, page = CONFIGS[jobs[name].command[1]]
+        shown[name] = compose(kind, page, jobs[name].command[2:])
+    dual, full = shown["main/dual/1/pretrain"], shown["main/self_flow_full/1/pretrain"]
+    assert (dual.objective, dual.attention, dual.seed) == ("dual", "prefix", 1)
+    assert (full.objective, full.attention) == ("self_flow", "full")
+    assert (dual.steps, dual.batch, dual.sources) == (full.steps, full.batch, full.sources)
+    kept = shown["main/self_flow_full_kept/1/finetune"]
+    assert kept.keep_self_flow == 0.5
+    assert kept.kept.attention == "full"
+    assert kept.init.endswith("main/self_flow_full/1/pretrain/checkpoints/step-001200")
+    teacher = shown["main/repa/1/pretrain"].teacher
+    assert teacher.endswith("main/vanilla/1/pretrain/checkpoints/step-001200")
+    assert shown["main/scratch/1/finetune"].init is None
+    larger = shown["larger/self_flow/1/pretrain"]
+    assert (larger.model.hidden, larger.model.depth) == (256, 8)
+    end = shown["main/vanilla/1/rollout-002000"]
+    assert end.checkpoint.endswith("main/vanilla/1/finetune/checkpoints/step-002000")
+    assert (end.episodes, end.seed) == (50, 200000)
+
+
+def saved(job: Job, step: int) -> None:
+    path = folder(job.out, step)
+    (path / "train").mkdir(parents=True)
+    (path / "model.safetensors").touch()
+
+
+def trains(job: Job, log: Path, lock: IO, end: float | None) -> int | None:
+    """A runner that leaves what the job would, and says so."""
+    log.write_text("done")
+    for step in job.steps:
+        saved(job, step)
+        saved(job, step + 1)  # of an interruption
+    return 0
+
+
+def test_sittings_go_on_where_the_last_one_stopped(
+    config: AblationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation_run, "harvest", lambda c, job, minutes: fake(c, job))
+    jobs, ran = chosen(replace(config, only=["vanilla"], seeds=[0])), []
+
+    def interrupted(job: Job, *rest: Any) -> int | None:
+        ran.append(job.kind)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return None if len(ran) == 5 else trains(job, *rest)
+
+    path = Path(config.records)
+    with pytest.raises(KeyboardInterrupt):
+        ablation_run.run_jobs(config, jobs, interrupted)
+    assert len(read_records(path)) == 2
+    assert not ablation_run.run_jobs(config, jobs, interrupted)  # out of time
+    assert ran == ["pretrain", "curve", "video", "video", "finetune"]
+    assert ablation_run.run_jobs(config, jobs, trains)
+    records = read_records(path)
+    assert list(records) == [job.name for job in jobs]
+    # only what is looked at is left of a training
+    left = sorted((jobs[0].out / "checkpoints").iterdir())
+    assert [p.name for p in left] == [f"step-{step:06d}" for step in jobs[0].steps]
+    assert not (left[0] / "train").exists()
+    assert ablation_run.run_jobs(config, jobs, interrupted)  # nothing is run again
+    assert len(ran) == 5
+
+
+def test_a_training_whose_record_was_lost_to_a_kill_is_not_run_again(
+    config: AblationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation_run, "harvest", lambda c, job, minutes: fake(c, job))
+    job = chosen(config)[0]
+    for step in job.steps:
+        saved(job, step)
+    never: Any = lambda *rest: pytest.fail("it was run")  # noqa: E731
+    assert ablation_run.run_jobs(config, [job], never)
+
+
+def test_a_job_that_fails_is_one_line(config: AblationConfig) -> None:
+    def fails(job: Job, log: Path, lock: IO, end: float | None) -> int:
+        log.write_text("step 3\nthe arm is not plugged in\n\n")
+        return 2
+
+    with pytest.raises(UserError, match="status 2: the arm is not plugged in; see"):
+        ablation_run.run_jobs(config, chosen(config), fails)
+
+
+def test_a_sitting_ends_in_time_and_stops_its_job(config: AblationConfig, tmp_path: Path) -> None:
+    script = "import time; print('on', flush=True); time.sleep(60)"
+
+    class Sleeper(Job):
+        @property
+        def command(self) -> list[str]:
+            return ["-c", script]
+
+    job = Sleeper("main/vanilla/0/pretrain", PRETRAIN, tmp_path / "job", ())
+    assert not ablation_run.run_jobs(replace(config, minutes=0.02), [job])
+    spent = json.loads(Path(config.out, "minutes.json").read_text())
+    assert 0 < spent[job.name] < 0.5
+
+
+def test_a_sitting_waits_for_a_job_that_a_killed_one_left(
+    config: AblationConfig, capsys: pytest.CaptureFixture
+) -> None:
+    never: Any = lambda *rest: pytest.fail("it was run")  # noqa: E731
+    with ablation_run.locked(Path(config.out), None) as held:
+        assert held is not None
+        assert not ablation_run.run_jobs(replace(config, minutes=0.001), chosen(config), never)
+    assert "is at work; waiting" in capsys.readouterr().out
+
+
+def test_records_of_another_config_are_refused(config: AblationConfig) -> None:
+    job = chosen(config)[0]
+    write_records(Path(config.records), {job.name: fake(config, job)})
+    with open(config.records, "a") as file:
+        file.write('{"job": "torn')  # by a kill
+    records = read_records(Path(config.records))
+    check_records(config, [job], records)
+    moved = replace(config, out=f"{config.out}/elsewhere")
+    check_records(moved, chosen(moved)[:1], records)  # where `out` lies does not matter
+    longer = replace(config, pretrain_steps=2400)
+    with pytest.raises(UserError, match="steps=1200, steps=2400"):
+        check_records(longer, chosen(longer)[:1], records)
+
+
+def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
+    runs = planned(config)
+    jobs = [j for r in runs if r.arm in ("vanilla", "self_flow", "scratch") for j in r.jobs]
+    records = {job.name: fake(config, job) for job in jobs}
+    del records["main/scratch/2/rollout-001000"]
+    write_records(Path(config.records), records)
+    Path(config.document).write_text(f"# Method\n{report.START}\nold\n{report.END}\nafter\n")
+    report.check(config)
+    report.main(config)
+    text = Path(config.document).read_text()
+    assert text.startswith("# Method\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text
+    assert "**20 runs of 36 planned are done.**" in text
+    assert "scratch (main)" in text  # counted as missing
+    assert "| scratch |" not in text  # and nothing shown
+    assert "75/150: 50 % (42 %–58 %)" in text
+    # 13 of 50 more seeds a training
+    assert "| self_flow − vanilla | +26.0" in text
+    row = next(line for line in text.splitlines() if line.startswith("| self_flow − vanilla"))
+    assert "39 : 0" in row
+    assert row.endswith("| better |")
+    # 1/(n+1) reaches 1/8 a step of the curve sooner, at twice the seconds a step
+    row = next(line for line in text.splitlines() if line.startswith("| self_flow | 2.00 |"))
+    assert "1050, 1050, 1050 | 35.0, 35.0, 35.0" in row
+    assert Path(config.records).with_name("curves.png").is_file()
+    assert "(curves.png)" in text
+
+
+def test_the_correction_counts_planned_arms(config: AblationConfig) -> None:
+    runs = [r for r in planned(config) if r.arm in ("vanilla", "self_flow") and r.size == MAIN]
+    records = {job.name: fake(config, job) for run in runs for job in run.jobs}
+    arms = report.complete(runs, records)
+    found = report.compared(arms, records, "self_flow", "vanilla")
+    assert found is not None
+    (table,) = report.comparisons(arms, records)
+    assert f"{found.p:.3g} | {7 * found.p:.3g} | better" in table
+    split = replace(found, by_seed=[0.3, 0.3, -0.1])
+    assert report.verdict(split, 0.001) == "not told apart"  # a seed disagrees
+    assert report.verdict(found, 0.06) == "not told apart"
+
+
+def test_a_document_without_the_markers_is_refused(config: AblationConfig) -> None:
+    Path(config.document).write_text("# My own\n")
+    with pytest.raises(UserError, match="has no lines"):
+        report.check(config)
+    assert Path(config.document).read_text() == "# My own\n"
+
+
+def test_the_plan_knows_hours_and_what_is_detectable(config: AblationConfig) -> None:
+    first, other = (chosen(replace(config, seeds=[s]))[0] for s in (0, 1))
+    assert seconds(config, first, {}) == pytest.approx(1200 * 0.72)
+    records = {first.name: fake(config, first)}
+    assert seconds(config, other, records) == pytest.approx(180)  # as its like took
+    assert "150 pairs at a rate of 50%: 16 points; 21" in detectable(config)[1]
