@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -152,7 +152,10 @@ def _schema(config_type: Any, cfg: DictConfig) -> DictConfig:
     OmegaConf.set_readonly(schema, False)
     for name, hint in get_type_hints(config_type).items():
         given, kinds = cfg._get_node(name, validate_access=False), (hint, *get_args(hint))
-        nested = next((t for t in kinds if dataclasses.is_dataclass(t)), None)
+        nested: Any = next((t for t in kinds if dataclasses.is_dataclass(t)), None)
+        if nested and isinstance(given, AnyNode) and not (given._is_none() or given._is_missing()):
+            keys = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(nested))
+            raise UserError(f"{name}={given}: give its own keys, {keys}")
         if not nested or not isinstance(given, DictConfig) or given._is_none():
             continue
         if get_origin(hint) is dict:

@@ -6,6 +6,7 @@ from selfflow.datasets.spec import UserError
 
 ROOMS = ("plain", "office")
 MOST = {"shadows": 8192, "samples": 32}  # beyond which no OpenGL goes
+MOST_SIDE = 4096  # pixels of a picture's
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,10 @@ class Look:
 
     def __post_init__(self) -> None:
         if self.room not in ROOMS:
-            raise UserError(f"room={self.room}: choose one of {', '.join(ROOMS)}")
+            raise UserError(f"look.room={self.room}: choose one of {', '.join(ROOMS)}")
         for key, most in MOST.items():
             if not 0 <= getattr(self, key) <= most:
-                raise UserError(f"{key}={getattr(self, key)}: must be between 0 and {most}")
+                raise UserError(f"look.{key}={getattr(self, key)}: must be between 0 and {most}")
 
 
 USUAL = Look()

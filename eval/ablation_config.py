@@ -36,6 +36,11 @@ ARMS = {
     "self_flow_full_kept": Arm("self_flow", "full", kept=True),
 }
 REFERENCE = "vanilla"
+MAIN = "main"  # the size that is rolled out too: that of the key `model`
+# figures that the plan cannot do without
+SECONDS = [*dict.fromkeys(arm.objective for arm in ARMS.values() if arm.objective)]
+SECONDS += ["finetune", "finetune_kept", "episode", "curve", "video"]
+SPREAD = ("success", "probe", "loss", "psnr")
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,32 @@ class AblationConfig:
 
 def check(config: AblationConfig) -> None:
     """Raises UserError for what can be known before anything is written."""
+    check_plan(config)
+    if config.plan:
+        return
+    open_sources(config.paths)
+    if not Path(config.heldout).is_dir():
+        raise UserError(
+            f"heldout={config.heldout}: no such folder; record it from seeds that training has not "
+            f"seen: python eval/record_demos.py task={config.task} episodes=60 seed=90000 "
+            f"out={config.heldout}"
+        )
+    if both := sorted(recorded(config.paths) & recorded([config.heldout])):
+        raise UserError(
+            f"heldout={config.heldout}: {len(both)} of its episodes are in data too, such as seed "
+            f"{both[0][1]} of {both[0][0]}; record it from other seeds"
+        )
+
+
+def recorded(paths: list[str]) -> set[tuple[str, int]]:
+    """Task and seed of every episode that says them. Raises UserError."""
+    sources, _ = open_sources(paths)
+    told = [source.metadata(i) for source in sources for i in range(len(source))]
+    return {(str(m["task"]), int(m["seed"])) for m in told if {"task", "seed"} <= m.keys()}
+
+
+def check_plan(config: AblationConfig) -> None:
+    """Raises UserError for arms, seeds, sizes and figures that make no plan."""
     for arm in config.only:
         one_of("only", arm, [*ARMS, *config.sizes])
     for arm in config.size_arms:
@@ -129,15 +160,10 @@ def check(config: AblationConfig) -> None:
         raise UserError(
             f"seeds={bad}: choose of 0 .. {config.trainings - 1}, the planned trainings"
         )
+    if bad := [name for name in config.sizes if name in (MAIN, *ARMS)]:
+        raise UserError(f"sizes.{bad[0]}: {MAIN} and the arms are names already; choose another")
+    for key, needed in {"seconds": SECONDS, "spread": SPREAD}.items():
+        if missing := [name for name in needed if name not in getattr(config, key)]:
+            raise UserError(f"{key}.{missing[0]}=... is required: the plan is made with it")
     task_named(config.task)
     check_seeds(config.seed, config.episodes, "test")
-    if config.plan:
-        return
-    open_sources(config.paths)
-    if not Path(config.heldout).is_dir():
-        raise UserError(
-            f"heldout={config.heldout}: no such folder; record it from seeds that training has not "
-            f"seen: python eval/record_demos.py task={config.task} episodes=60 seed=90000 "
-            f"out={config.heldout}"
-        )
-    open_sources([config.heldout])

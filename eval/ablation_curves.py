@@ -93,8 +93,9 @@ def _row(
             x, y = points(run, kind, "steps", records)
             reached = first_reach(x, y, aims[-1], rising)
             each = _step_seconds(run, records) / 60
-            steps.append("never" if reached is None else f"{reached:.0f}")
-            minutes.append("never" if reached is None else f"{reached * each:.1f}")
+            first = "≤ " if reached == x[0] else ""  # there already where it is measured first
+            steps.append("never" if reached is None else f"{first}{reached:.0f}")
+            minutes.append("never" if reached is None else f"{first}{reached * each:.1f}")
             # a run that was over sooner stays at its end
             x, y = points(run, kind, "minutes", records)
             then = value_at(x, y, places[-1]) if places[-1] < x[-1] else y[-1]

@@ -12,7 +12,7 @@ An arm's run at one seed is all of that; sizes other than the first stop after `
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfflow.eval.ablation_config import ARMS, REFERENCE, AblationConfig, Arm
+from selfflow.eval.ablation_config import ARMS, MAIN, REFERENCE, AblationConfig, Arm
 from selfflow.worldmodel.checkpoint import folder
 
 PRETRAIN, CURVE, VIDEO, FINETUNE, ROLLOUT = "pretrain", "curve", "video", "finetune", "rollout"
@@ -23,7 +23,6 @@ MODULES = {
     FINETUNE: "selfflow.policies.finetune",
     ROLLOUT: "selfflow.eval.simpler_rollout",
 }
-MAIN = "main"  # the size that is rolled out too: that of the key `model`
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def harvest(config: AblationConfig, job: Job, minutes: float) -> Record:
             found = _world(job)
         else:
             assert job.kind == ROLLOUT
-            found = _rollout(job)
+            found = _rollout(config, job)
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"{job.out}: does not hold what {job.kind} leaves ({e})") from e
+        raise UserError(f"{job.out}: does not hold what {job.kind} leaves ({e!r})") from e
     return head | {"minutes": round(minutes, 2)} | found
 
 
@@ -127,8 +127,10 @@ def _world(job: Job) -> Record:
     }
 
 
-def _rollout(job: Job) -> Record:
-    episodes = read_episodes(job.out)
+def _rollout(config: AblationConfig, job: Job) -> Record:
+    """Of all planned seeds and no others."""
+    found = {e.seed: e for e in read_episodes(job.out)}
+    episodes = [found[s] for s in range(config.seed, config.seed + config.episodes)]
     names = sorted({name for e in episodes for name in e.progress})
     return {
         "seeds": [e.seed for e in episodes],
@@ -142,12 +144,18 @@ def _rollout(job: Job) -> Record:
 
 def loss_of(cells: Cells) -> float:
     """Held-out flow loss: video and action together, as they are weighted in training."""
-    return cells["video"][0] + cells["action"][0]
+    return number(cells, "video") + number(cells, "action")
 
 
 def probe_of(cells: Cells) -> float:
     """Mean R² over blocks and targets where trained models leave random ones behind: tau = 0.5."""
-    return fmean(cells[column][0] for column in PROBED)
+    return fmean(number(cells, column) for column in PROBED)
+
+
+def number(cells: Cells, column: str) -> float:
+    """The value of a cell; nan where it was none."""
+    value = cells[column][0]
+    return math.nan if value is None else float(value)
 
 
 def curve_of(record: Record, what: str) -> tuple[list[float], list[float]]:

@@ -12,13 +12,14 @@ from statistics import fmean
 
 from selfflow.configs.entry import launch
 from selfflow.datasets.spec import UserError
-from selfflow.eval.ablation_config import ARMS, REFERENCE, AblationConfig
+from selfflow.eval.ablation_config import ARMS, MAIN, REFERENCE, AblationConfig, check_plan
 from selfflow.eval.ablation_curves import curve_tables, markdown, plot
-from selfflow.eval.ablation_plan import FINETUNE, MAIN, PRETRAIN, VIDEO, Run, planned
+from selfflow.eval.ablation_plan import FINETUNE, PRETRAIN, VIDEO, Run, planned
 from selfflow.eval.ablation_records import (
     Record,
     check_records,
     curve_of,
+    number,
     read_records,
 )
 from selfflow.eval.ablation_stats import ALPHA, holm, mcnemar, paired_t
@@ -51,7 +52,9 @@ class Compared:
 
 
 def check(config: AblationConfig) -> None:
-    """Raises UserError for records of another config, and for a document without the markers."""
+    """Raises UserError for what makes no plan, for records of another config, and for a document
+    without the markers."""
+    check_plan(config)
     jobs = [job for run in planned(config) for job in run.jobs]
     check_records(config, jobs, read_records(Path(config.records)))
     path = Path(config.document)
@@ -142,17 +145,17 @@ def comparisons(arms: Arms, records: dict[str, Record]) -> list[str]:
 
 
 def compared(arms: Arms, records: dict[str, Record], arm: str, other: str) -> Compared | None:
-    """None where one of the two is not complete. The same seeds were rolled out for both."""
+    """None where one of the two is not complete. Episodes are paired by training seed and their own
+    seed; a KeyError where the two were rolled out on others."""
     if not {(MAIN, arm), (MAIN, other)} <= arms.keys():
         return None
     sides = []
     for name in (arm, other):
         last = [records[run.rollouts[-1].name] for run in arms[MAIN, name]]
         sides.append([dict(zip(r["seeds"], r["success"], strict=True)) for r in last])
-    one, two = ([bool(side[s]) for side in runs for s in sorted(side)] for runs in sides)
-    by_seed = [
-        fmean(a.values()) - fmean(b.values()) for a, b in zip(sides[0], sides[1], strict=True)
-    ]
+    both = list(zip(*sides, strict=True))
+    one, two = zip(*((bool(a[s]), bool(b[s])) for a, b in both for s in a | b), strict=True)
+    by_seed = [fmean(a.values()) - fmean(b.values()) for a, b in both]
     return Compared(arm, other, *mcnemar(one, two), by_seed)
 
 
@@ -201,7 +204,7 @@ def measured(runs: list[Run], records: dict[str, Record]) -> dict[str, list[floa
             values["probe R²"] = curve_of(curve, "probe")[1][-1]
             cells = list(records[run.job(VIDEO).name]["cells"].values())[-1]
             shown = [k for k in cells if k.endswith("all frames") or k.startswith("fvd")]
-            values |= {k.replace(", all frames", ""): cells[k][0] for k in shown}
+            values |= {k.replace(", all frames", ""): number(cells, k) for k in shown}
         last = records[run.job(FINETUNE).name]["log"][-1]
         values["action loss of fine-tuning"] = last.get("policy", last["loss"])
         for name, value in values.items():

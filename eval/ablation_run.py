@@ -3,6 +3,7 @@
 out/.lock            one sitting at a time; a job that a killed sitting left holds it too
 out/logs/JOB.log     what each command said
 out/minutes.json     how long each job has taken in all sittings
+out/begun.json       the arguments that each job was begun with
 """
 
 import fcntl
@@ -24,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from selfflow.datasets.spec import UserError
 from selfflow.eval.ablation_config import AblationConfig
 from selfflow.eval.ablation_plan import Job
-from selfflow.eval.ablation_records import harvest, read_records, write_records
+from selfflow.eval.ablation_records import harvest, identity, read_records, write_records
 from selfflow.eval.results import write_json
 from selfflow.worldmodel.checkpoint import folder
 
@@ -53,7 +54,7 @@ def run_jobs(config: AblationConfig, jobs: list[Job], runner: Runner | None = No
             progress.console.print(f"{time.strftime('%H:%M')} {job.name}", highlight=False)
             if not one(config, job, lock, end, runner or run_process):
                 return False
-            minutes = _minutes(out).get(job.name, 0.0)
+            minutes = _read(Path(config.out, "minutes.json")).get(job.name, 0.0)
             thin(job)
             records[job.name] = harvest(config, job, minutes)
             write_records(path, records)
@@ -63,6 +64,7 @@ def run_jobs(config: AblationConfig, jobs: list[Job], runner: Runner | None = No
 
 def one(config: AblationConfig, job: Job, lock: IO, end: float | None, runner: Runner) -> bool:
     """Runs a job to its end, or to that of the sitting; whether it is done."""
+    note_begun(config, job)
     if job.steps and _trained(job):  # a kill came between its end and its record
         return True
     out, began = Path(config.out), time.monotonic()
@@ -73,7 +75,7 @@ def one(config: AblationConfig, job: Job, lock: IO, end: float | None, runner: R
     try:
         status = runner(job, log, lock, end)
     finally:
-        spent = _minutes(out)
+        spent = _read(out / "minutes.json")
         spent[job.name] = spent.get(job.name, 0.0) + (time.monotonic() - began) / 60
         write_json(out / "minutes.json", spent)
     if status is None:
@@ -85,6 +87,21 @@ def one(config: AblationConfig, job: Job, lock: IO, end: float | None, runner: R
             f"see {log}"
         )
     return True
+
+
+def note_begun(config: AblationConfig, job: Job) -> None:
+    """Notes the job's arguments. Raises UserError where its folder is there, begun with others: the
+    commands themselves let a run go on with other steps, and a finished one is not asked again."""
+    path = Path(config.out, "begun.json")
+    begun, now = _read(path), identity(config, job)
+    was = begun.get(job.name, now)
+    if was != now and job.out.exists():
+        other = ", ".join(sorted(set(was) ^ set(now)))
+        raise UserError(
+            f"{job.out} was begun otherwise ({other[:300]}); delete it, choose another out, or the "
+            "config that it had"
+        )
+    write_json(path, begun | {job.name: now})
 
 
 def run_process(job: Job, log: Path, lock: IO, end: float | None) -> int | None:
@@ -171,6 +188,5 @@ def locked(out: Path, end: float | None) -> Iterator[IO | None]:
         yield file
 
 
-def _minutes(out: Path) -> dict[str, float]:
-    path = out / "minutes.json"
+def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}

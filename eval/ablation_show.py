@@ -5,11 +5,10 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from selfflow.eval.ablation_config import ARMS, AblationConfig
+from selfflow.eval.ablation_config import ARMS, MAIN, AblationConfig
 from selfflow.eval.ablation_plan import (
     CURVE,
     FINETUNE,
-    MAIN,
     PRETRAIN,
     ROLLOUT,
     VIDEO,

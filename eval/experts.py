@@ -9,7 +9,7 @@ eval/simpler_rollout.py. The same command continues where it stopped.
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,24 @@ class ExpertsConfig:
         """Names of the tasks. Raises UserError."""
         return parts.tasks_of(self.backend) if self.task == ALL else (task_named(self.task).name,)
 
+    def folder(self, task: str, placement: str) -> str:
+        """Where one cell of the table lies."""
+        return f"{self.out}/{task}_{placement}"
+
     def arguments(self, task: str, placement: str) -> list[str]:
         """The command line of eval/simpler_rollout.py for one cell of the table."""
         own = {"policy": "expert", "pictures": "false", "videos": 0}
         own |= {"task": task, "placement": placement} | {key: getattr(self, key) for key in SAME}
-        return [f"{k}={v}" for k, v in own.items()] + [f"out={self.out}/{task}_{placement}"]
+        return [f"{k}={v}" for k, v in own.items()] + [f"out={self.folder(task, placement)}"]
 
     def rollouts(self) -> list[RolloutConfig]:
         """One a task and placement, from its command line. Raises UserError."""
-        pairs = [(task, placement) for task in self.tasks for placement in self.placements]
-        return [compose(RolloutConfig, "rollout", self.arguments(*pair)) for pair in pairs]
+        first = compose(RolloutConfig, "rollout", self.arguments(self.tasks[0], self.placements[0]))
+        return [
+            replace(first, task=task, placement=placement, out=self.folder(task, placement))
+            for task in self.tasks
+            for placement in self.placements
+        ]
 
     def identity(self) -> Row:
         """What two runs must share so that one may continue the other."""
@@ -70,6 +78,8 @@ def check(config: ExpertsConfig) -> None:
     one_of("backend", config.backend, parts.BACKENDS)
     if not config.placements:
         raise UserError("placements=[]: give at least one, such as [mild, grid]")
+    if len(set(config.placements)) < len(config.placements):
+        raise UserError(f"placements={config.placements}: give each once")
     results.check_folder(Path(config.out), config.identity())
     for one in config.rollouts():
         parts.check(one)

@@ -27,9 +27,10 @@ from selfflow.envs.base import RobotEnv
 from selfflow.envs.twin_look import Look
 from selfflow.eval import parts
 from selfflow.eval.parts import POLICIES, TWIN_ONLY, RolloutConfig, from_noted
+from selfflow.eval.results import check_writable
 from selfflow.eval.rollout import Info, run_episode
 from selfflow.eval.video import Film, captioned
-from selfflow.eval.viewers import Camera, Window, has_display, model_of
+from selfflow.eval.viewers import Camera, Window, check_live, has_display, model_of
 from selfflow.eval.web_scene import Moment, check_viser, web_scene
 
 Add = Callable[[Moment], None]
@@ -83,10 +84,11 @@ def check(config: PlayConfig) -> None:
         parts.check(config.rollout())
     if config.web:
         check_viser()
+    else:
+        check_writable(Path(config.out))
     if not 0.01 <= config.speed <= 100:
         raise UserError(f"speed={config.speed}: must be between 0.01 and 100")
-    if config.size is not None and (len(config.size) != 2 or min(config.size) < 16):
-        raise UserError(f"size={config.size}: must be [height, width], or null")
+    check_live(config.port, config.size)
 
 
 def _episodes(config: PlayConfig) -> EpisodeSource:

@@ -31,13 +31,15 @@ from selfflow.envs.base import RobotEnv
 from selfflow.envs.expert import perturb
 from selfflow.envs.simpler_expert import Script, expert_for
 from selfflow.envs.tasks import photographs
-from selfflow.envs.twin_look import USUAL, Look
+from selfflow.envs.twin_look import MOST_SIDE, USUAL, Look
 from selfflow.eval.parts import BACKENDS, check_twin, noted, tasks_of, twin_options
+from selfflow.eval.results import check_writable
 from selfflow.eval.video import contact_sheet
 from selfflow.eval.workers import run_jobs
 
 Attempt = tuple[bool, bool]  # whether it succeeded, whether it is kept
 PLACEMENTS = {"mujoco": "mild", "simpler": "train", "fake": "mild"}  # by backend
+TWIN_SIZE = (128, 160)  # height, width; a store's header notes others
 SIMPLER_SIZES = {"google_robot": (256, 320), "widowx": (240, 320)}  # height, width; their ratio
 
 
@@ -79,7 +81,6 @@ def check(config: RecordConfig) -> None:
     check_twin(config.backend, task, **twin_options(config))
     check_placement(config)
     check_image_size(config)
-    check_seeds(config.seed, config.episodes, "train")
     for key, least, most in (
         ("episodes", 1, inf),
         ("workers", 1, inf),
@@ -93,6 +94,7 @@ def check(config: RecordConfig) -> None:
         if not least <= value <= most:  # nor is nan
             allowed = f"{least} or more" if most == inf else f"between {least} and {most}"
             raise UserError(f"{key}={value}: must be {allowed}")
+    check_seeds(config.seed, config.episodes, "train")
     check_store(config)
 
 
@@ -114,22 +116,21 @@ def check_image_size(config: RecordConfig) -> None:
     size = config.image_size
     if size is None:
         return
+    if len(size) != 2 or not 1 <= min(size) <= max(size) <= MOST_SIDE:
+        raise UserError(f"image_size={size}: must be [height, width], each 1 to {MOST_SIDE}")
     if config.backend == "mujoco":
-        if len(size) != 2 or min(size) < 1:
-            raise UserError(f"image_size={size}: must be [height, width], each 1 or more")
         return
     if config.backend != "simpler":
         raise UserError(f"image_size={size}: only with backend=mujoco or simpler; leave it out")
     height, width = usual = SIMPLER_SIZES[task_named(config.task).embodiment]
-    if len(size) != 2 or min(size) < 1 or size[0] * width != size[1] * height:
+    if size[0] * width != size[1] * height:
         raise UserError(f"image_size={size}: must be [height, width] in the ratio of {list(usual)}")
 
 
 def check_store(config: RecordConfig) -> None:
     """Raises UserError unless `out` is new, empty, or a store of the same kind."""
     out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={out}: is a file; choose another folder")
+    check_writable(out)
     if (out / "store.json").exists():
         held, ours = asdict(read_header(out)), asdict(header_of(config))
         other = ", ".join(f"{k}={v}" for k, v in held.items() if v != ours[k])
@@ -145,7 +146,8 @@ def header_of(config: RecordConfig) -> StoreHeader:
     cameras = EMBODIMENTS[task.embodiment].cameras
     header = StoreHeader(task.embodiment, task.name, cameras, config.backend)
     if config.backend != "simpler":
-        return replace(header, image_size=tuple(config.image_size)) if config.image_size else header
+        size = tuple(config.image_size or TWIN_SIZE)
+        return header if size == TWIN_SIZE else replace(header, image_size=size)
     height, width = config.image_size or SIMPLER_SIZES[task.embodiment]
     return replace(
         header,

@@ -23,17 +23,28 @@ def open_folder(folder: Path, identity: dict[str, Any]) -> None:
     write_episodes(folder, read_episodes(folder))
 
 
+def check_writable(folder: Path) -> None:
+    """Raises UserError unless the folder can be written to, or be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        of = "" if there == folder else f"{there} "
+        raise UserError(f"out={folder}: {of}is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"out={folder}: {there} cannot be written to; choose another folder")
+
+
 def check_folder(folder: Path, identity: dict[str, Any]) -> None:
     """Raises UserError unless the folder is new, empty, or holds a run of the same config."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out={folder}: is a file; choose another folder")
+    check_writable(folder)
     # A kill may have left unfinished files, whose names begin with a dot, and no config.json yet.
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     if not (folder / CONFIG).is_file():
         raise UserError(f"out={folder}: holds something else than a rollout; choose another folder")
     held = _read_config(folder)
-    other = [f"{k}={held.get(k)}" for k in identity if held.get(k) != identity[k]]
+    # also what the run had and this has not: keys at their usual values are not in an identity
+    keys = dict.fromkeys([*identity, *held])
+    other = [f"{k}={held.get(k)}" for k in keys if held.get(k) != identity.get(k)]
     if other:
         raise UserError(f"out={folder}: holds a run with {', '.join(other)}; choose another folder")
     read_episodes(folder)

@@ -34,7 +34,7 @@ from selfflow.eval import devices, record_demos
 from selfflow.eval.devices import DEVICES, Device, Input, open_device
 from selfflow.eval.parts import TWIN_ONLY
 from selfflow.eval.video import captioned
-from selfflow.eval.viewers import Camera, Window, has_display
+from selfflow.eval.viewers import Camera, Window, check_live, has_display
 from selfflow.eval.web_view import WebView
 
 SHARD = "teleop"  # of the store; recorded demonstrations have 000, 001, ...
@@ -91,8 +91,7 @@ def check(config: TeleopConfig) -> None:
             raise UserError(f"{key}={getattr(config, key)}: must be between {low} and {high}")
     if config.episodes is not None and config.episodes < 1:
         raise UserError(f"episodes={config.episodes}: must be 1 or more, or null")
-    if config.size is not None and (len(config.size) != 2 or min(config.size) < 16):
-        raise UserError(f"size={config.size}: must be [height, width], or null")
+    check_live(config.port, config.size)
     if config.view == "window" and (config.backend != "mujoco" or not has_display()):
         raise UserError("view=window: needs backend=mujoco and a display; choose view=web")
     if config.device == "script" and not config.keys.split():
@@ -290,6 +289,10 @@ def record_all(
             continue
         end, record = drive(env, device, seed, config, show)
         if end == devices.QUIT:
+            if record is not None:
+                print(
+                    f"\nseed {seed}: not kept, left after {len(record.actions)} steps", flush=True
+                )
             return
         wrong = "discarded by the operator" if end == devices.DISCARD else ""
         wrong = wrong or ("no action" if record is None else record_demos.fault(record))

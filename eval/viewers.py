@@ -10,8 +10,10 @@ from jaxtyping import UInt8
 
 from selfflow.datasets.spec import Observation, UserError
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.twin_look import MOST_SIDE
 
 AHEAD = 0.7  # m before the head camera
+LEAST_SIDE, PORTS = 16, 65535
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
@@ -19,6 +21,18 @@ def has_display() -> bool:
     """Whether a window could be opened here."""
     found = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     return bool(found) or sys.platform in ("darwin", "win32")
+
+
+def check_live(port: int, size: list[int] | None) -> None:
+    """Raises UserError for a page's port and a live picture's size that cannot be."""
+    if not 0 <= port <= PORTS:
+        raise UserError(f"port={port}: must be between 0 and {PORTS}")
+    if size is None:
+        return
+    if len(size) != 2 or not LEAST_SIDE <= min(size) <= max(size) <= MOST_SIDE:
+        raise UserError(
+            f"size={size}: must be [height, width], each {LEAST_SIDE} to {MOST_SIDE}, or null"
+        )
 
 
 def model_of(env: RobotEnv) -> tuple[Any, Any] | None:

@@ -210,7 +210,7 @@ def save_value(folder: Path, sizes: ValueSizes, weights: Weights, about: dict[st
     (folder / ABOUT).unlink(missing_ok=True)  # of another head: without it this one is refused
     draft.replace(folder / WEIGHTS)
     own = {"format": FORMAT, "sizes": asdict(sizes), "backbone": fingerprint(folder)}
-    write_json(folder / ABOUT, own | about)
+    write_json(folder / ABOUT, about | own)  # its own: `about` is a checkpoint's too
 
 
 def load_judge(given: Checkpoint, eyes: Eyes, best_of: int) -> Judge:

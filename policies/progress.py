@@ -40,9 +40,15 @@ class Progress:
         if key not in self._known:
             own = self._sources[source]
             begins, ends = runs(own.signals(episode).instruction)
-            counts = own.metadata(episode).get("success") is not False
-            self._known[key] = np.stack([begins, ends, np.full_like(begins, counts)])
+            counts = np.full_like(begins, not failed(own, episode))
+            self._known[key] = np.stack([begins, ends, counts])
         return self._known[key]
+
+
+def failed(source: EpisodeSource, episode: int) -> bool:
+    """Whether its format calls it a failure, by whatever kind of number; not where it is silent."""
+    success = source.metadata(episode).get("success")
+    return success is not None and not success
 
 
 def runs(instruction: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ policy made with keep_backbone or keep_self_flow, or a run of worldmodel/train.p
 Stop it as you like: the same command goes on. Every key is explained in configs/value.yaml.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from selfflow.configs.entry import launch
+from selfflow.datasets.episodes import EpisodeSource
 from selfflow.datasets.loading import prefetch
 from selfflow.datasets.normalize import from_json, statistics_for
 from selfflow.datasets.source import open_sources
@@ -37,7 +39,7 @@ from selfflow.policies.judging import (
     fingerprint,
     save_value,
 )
-from selfflow.policies.progress import Progress
+from selfflow.policies.progress import Progress, failed
 from selfflow.worldmodel.batches import (
     Reader,
     amounts,
@@ -48,7 +50,15 @@ from selfflow.worldmodel.batches import (
     user_errors,
     window,
 )
-from selfflow.worldmodel.checkpoint import FORMAT, Checkpoint, fill, load, parts_of
+from selfflow.worldmodel.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    fill,
+    last,
+    load,
+    parts_of,
+    read_json,
+)
 from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.loop import LoopConfig, State, generator, start
 from selfflow.worldmodel.model_config import ModelConfig
@@ -121,14 +131,32 @@ def check(config: ValueConfig) -> None:
         raise UserError("init=... is required: the checkpoint whose backbone the head reads")
     with user_errors():
         check_run(config)
-        check_imagines(load(config.init), f"init={config.init}")
+        given = load(config.init)
+        check_imagines(given, f"init={config.init}")
+        check_backbone(config, given)
         if config.heldout:
-            open_sources(config.heldout)
+            sources, _ = open_sources(config.heldout)
+            statistics_for(sources, from_json(given.statistics), str(given.path))
+            if not shown(sources):
+                raise UserError("heldout: all of its episodes are failures; give others")
+
+
+def check_backbone(config: ValueConfig, given: Checkpoint) -> None:
+    """Raises UserError if the run in `out` began on other weights: `init` may be a run folder whose
+    last checkpoint is another one by now."""
+    before = last(Path(config.out))
+    if before and read_json(before / "config.json").get("backbone") != fingerprint(given.path):
+        raise UserError(
+            f"out={config.out} holds a head for another backbone than init={config.init} has now; "
+            "choose another out"
+        )
 
 
 def main(config: ValueConfig) -> None:
-    """Trains until `steps` or `minutes` are over, or a signal says stop; then puts the head beside
-    its checkpoint."""
+    """Trains until `steps` or `minutes` are over, then puts the head beside its checkpoint.
+
+    A signal stops it before that; the same command goes on.
+    """
     with user_errors(), start(config) as world:
         sources, weights = open_sources(config.sources)
         given = load(config.init)
@@ -252,23 +280,29 @@ def measured(
 
 
 def held_out(config: ValueConfig, watcher: Watcher) -> Iterator[tuple[Batch, Tensor]]:
-    """At most MOST windows of the held-out episodes that are no failures, evenly spread."""
+    """At most MOST windows of the held-out episodes that are no failures, evenly spread; says how
+    many are."""
     sources, _ = open_sources(config.heldout)
-    progress = Progress(sources, watcher.ahead)
+    episodes, progress = shown(sources), Progress(sources, watcher.ahead)
     loader = Loader(sources, window(watcher.eyes.layout))
-    every = [
-        Place(k, i, t)
-        for k, source in enumerate(sources)
-        for i in range(len(source))
-        for t in range(source.length(i))
-    ]
+    if failures := sum(len(source) for source in sources) - len(episodes):
+        print(f"held out: {failures} episodes are failures and left out")
+    every = [Place(k, i, t) for k, i in episodes for t in range(sources[k].length(i))]
     chosen = np.unique(np.linspace(0, len(every) - 1, min(MOST, len(every))).astype(int))
     size = config.batch
     for first in track(range(0, len(chosen), size), "held-out episodes", transient=True):
         places = [every[n] for n in chosen[first : first + size]]
-        kept = [p for p, w in zip(places, progress.of(places)[1], strict=True) if w]
-        if kept:
-            yield loader.load(kept), progress.of(kept)[0]
+        yield loader.load(places), progress.of(places)[0]
+
+
+def shown(sources: Sequence[EpisodeSource]) -> list[tuple[int, int]]:
+    """Source and number of every episode that is no failure."""
+    return [
+        (k, i)
+        for k, source in enumerate(sources)
+        for i in range(len(source))
+        if not failed(source, i)
+    ]
 
 
 def quality(truth: Float[Tensor, "N"], guess: Float[Tensor, "N"]) -> dict[str, int | float]:

@@ -1,6 +1,7 @@
 """What several test files start from."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from selfflow.datasets.spec import UserError
 from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
 from selfflow.envs import simpler_assets
 from selfflow.envs.sapien_render import require_renderer
+
+# What a script's shell starts with & ignores Ctrl-C, and so would processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SIMPLER = Path(__file__).parents[2] / "shared" / "simpler_assets"
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,20 +12,28 @@ from selfflow.configs.entry import compose
 from selfflow.datasets.spec import UserError
 from selfflow.eval import ablation_report as report
 from selfflow.eval import ablation_run
-from selfflow.eval.ablation_config import ARMS, AblationConfig, check
+from selfflow.eval.ablation_config import ARMS, MAIN, AblationConfig, check
 from selfflow.eval.ablation_plan import (
     CURVE,
     FINETUNE,
-    MAIN,
     PRETRAIN,
     ROLLOUT,
     Job,
     chosen,
     planned,
 )
-from selfflow.eval.ablation_records import check_records, identity, read_records, write_records
+from selfflow.eval.ablation_records import (
+    check_records,
+    harvest,
+    identity,
+    loss_of,
+    read_records,
+    write_records,
+)
 from selfflow.eval.ablation_show import detectable, seconds
 from selfflow.eval.parts import RolloutConfig
+from selfflow.eval.results import append_episode
+from selfflow.eval.rollout import Episode
 from selfflow.eval.world_model import WorldModelConfig
 from selfflow.policies.finetune_config import FinetuneConfig
 from selfflow.worldmodel.checkpoint import folder
@@ -103,6 +112,18 @@ def test_a_part_of_it_is_chosen_with_what_it_needs(config: AblationConfig) -> No
         check(replace(config, only=["vanila"], plan=True))
     with pytest.raises(UserError, match=r"choose of 0 \.\. 2"):
         check(replace(config, seeds=[3], plan=True))
+    with pytest.raises(UserError, match=r"sizes\.main"):
+        check(replace(config, sizes={"main": {}}, plan=True))
+    with pytest.raises(UserError, match=r"seconds\.self_flow=\.\.\. is required"):
+        check(replace(config, seconds={"vanilla": 1.0}, plan=True))
+    with pytest.raises(UserError, match="size_arms=nothing"):
+        report.check(replace(config, size_arms=["nothing"]))
+
+
+def test_data_that_hold_held_out_episodes_are_refused(config: AblationConfig, store: Path) -> None:
+    """Of the same seed and task: the numbers would not be held out."""
+    with pytest.raises(UserError, match="2 of its episodes are in data too, such as seed 0"):
+        check(replace(config, data=str(store), heldout=str(store)))
 
 
 def test_commands_compose(config: AblationConfig) -> None:
@@ -183,6 +204,38 @@ def test_a_training_whose_record_was_lost_to_a_kill_is_not_run_again(
     assert ablation_run.run_jobs(config, [job], never)
 
 
+def test_a_job_is_not_gone_on_with_by_other_arguments(config: AblationConfig) -> None:
+    job = chosen(config)[0]
+    Path(config.out).mkdir()
+    ablation_run.note_begun(config, job)
+    other = replace(job, arguments=(*job.arguments, "lr=1"))
+    ablation_run.note_begun(config, other)  # nothing was made yet
+    for step in job.steps:
+        saved(job, step)
+    ablation_run.note_begun(config, other)
+    with pytest.raises(UserError, match=r"begun otherwise \(lr=1\); delete it"):
+        ablation_run.run_jobs(config, [job], trains)
+    assert not read_records(Path(config.records))
+
+
+def test_a_rollout_counts_with_all_of_its_seeds(config: AblationConfig) -> None:
+    job = next(job for job in chosen(config) if job.kind == ROLLOUT)
+    first, short = config.seed, replace(config, episodes=2)
+
+    def ended(seed: int) -> Episode:
+        late = seed > first
+        return Episode(seed, late, late, True, 9, 9, "ended", (), (), {"opened": 0.5}, 0, 0)
+
+    job.out.mkdir(parents=True)
+    for seed in (first + 1, first + 2):  # the last is of a longer config
+        append_episode(job.out, ended(seed))
+    with pytest.raises(UserError, match=f"does not hold what rollout leaves.*{first}"):
+        harvest(short, job, 1.0)
+    append_episode(job.out, ended(first))
+    found = harvest(short, job, 1.0)
+    assert (found["seeds"], found["success"]) == ([first, first + 1], [0, 1])
+
+
 def test_a_job_that_fails_is_one_line(config: AblationConfig) -> None:
     def fails(job: Job, log: Path, lock: IO, end: float | None) -> int:
         log.write_text("step 3\nthe arm is not plugged in\n\n")
@@ -255,6 +308,7 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     # 1/(n+1) reaches 1/8 a step of the curve sooner, at twice the seconds a step
     row = next(line for line in text.splitlines() if line.startswith("| self_flow | 2.00 |"))
     assert "1050, 1050, 1050 | 35.0, 35.0, 35.0" in row
+    assert "≤" not in row  # not at the first point already
     assert Path(config.records).with_name("curves.png").is_file()
     assert "(curves.png)" in text
 
@@ -270,6 +324,24 @@ def test_the_correction_counts_planned_arms(config: AblationConfig) -> None:
     split = replace(found, by_seed=[0.3, 0.3, -0.1])
     assert report.verdict(split, 0.001) == "not told apart"  # a seed disagrees
     assert report.verdict(found, 0.06) == "not told apart"
+
+
+def test_episodes_are_paired_by_their_seeds(config: AblationConfig) -> None:
+    runs = [r for r in planned(config) if r.arm in ("vanilla", "self_flow") and r.size == MAIN]
+    records = {job.name: fake(config, job) for run in runs for job in run.jobs}
+    arms = report.complete(runs, records)
+    before = report.compared(arms, records, "self_flow", "vanilla")
+    own = records["main/vanilla/1/rollout-002000"]
+    for key in ("seeds", "success"):
+        own[key] = own[key][1:] + own[key][:1]  # in another order
+    assert report.compared(arms, records, "self_flow", "vanilla") == before
+    own["seeds"][0] += 1000
+    with pytest.raises(KeyError):
+        report.compared(arms, records, "self_flow", "vanilla")
+
+
+def test_a_value_that_is_no_number_is_not_averaged_away() -> None:
+    assert isnan(loss_of({"video": [None, None, None], "action": [0.1, 0.1, 0.1]}))
 
 
 def test_a_document_without_the_markers_is_refused(config: AblationConfig) -> None:

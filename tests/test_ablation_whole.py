@@ -22,14 +22,13 @@ def words(overrides: str) -> str:
     return "[" + ",".join(f"'{word}'" for word in overrides.split()) + "]"
 
 
-@pytest.fixture(scope="module")
-def truthful(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes that hold what the probe reads."""
-    folder, rng, n = tmp_path_factory.mktemp("data") / "store", np.random.default_rng(0), 12
+def truthful(folder: Path, seeds: range) -> Path:
+    """Episodes that hold what the probe reads."""
+    rng, n = np.random.default_rng(0), 12
     header = StoreHeader("google_robot", "open_drawer_place", ("overhead_camera",), "fake")
     pose = np.tile(np.float32([0.2, 0.1, 0, 1, 0, 0, 0]), (n, 1))
     with StoreWriter(folder, "000", header) as writer:
-        for seed in range(4):
+        for seed in seeds:
             apple = pose + np.float32([1, 1, 1, 0, 0, 0, 0]) * rng.random((n, 7), np.float32)
             drawers = rng.random((n, 3), np.float32)
             proprio = np.tile(np.float32([0.5, 0, 0.8, 1, 0, 0, 0, 1]), (n, 1))
@@ -50,9 +49,10 @@ def truthful(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_an_arm_runs_through_and_is_reported(truthful: Path, tmp_path: Path) -> None:
+def test_an_arm_runs_through_and_is_reported(tmp_path: Path) -> None:
+    data, heldout = truthful(tmp_path / "data", range(4)), truthful(tmp_path / "not", range(4, 8))
     given = [f"{key}={tmp_path}/{key}" for key in ("out", "records")]
-    given += [f"document={tmp_path}/ablation.md", f"data={truthful}", f"heldout={truthful}"]
+    given += [f"document={tmp_path}/ablation.md", f"data={data}", f"heldout={heldout}"]
     given += ["trainings=1", "only=[repa]", "~sizes.smaller", "~sizes.larger"]
     given += ["threads=1", "workers=1", "episodes=1"]
     given += ["pretrain_steps=4", "curve_points=2", "finetune_steps=2"]

@@ -44,6 +44,7 @@ def test_all_is_every_task_of_the_simulator_on_both_placements():
     everything = config(task="all")
     pairs = [(one.task, one.placement) for one in everything.rollouts()]
     assert pairs == [(t, p) for t in parts.tasks_of("mujoco") for p in ("mild", "grid")]
+    assert everything.rollouts()[-1].out == f"{everything.out}/move_near_grid"
     assert {"pick_coke_can", "pick_standing_coke_can", "move_near"} < set(everything.tasks)
 
 
@@ -59,6 +60,7 @@ def test_a_grid_s_repeated_cells_are_counted_once():
         (["task=nope"], "task=nope"),
         (["task=widowx_stack_cube"], "not built yet with backend=mujoco"),
         (["placements=[]"], "give at least one"),
+        (["placements=[mild,mild]"], "give each once"),
         (["placements=[mild,far]"], "placement=far"),
         (["randomise=wild"], "randomise=wild: choose one of"),
         (["randomise=mild", "backend=fake"], "only with backend=mujoco"),

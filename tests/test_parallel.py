@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from selfflow.policies import finetune as policy
+from selfflow.policies.finetune_config import FinetuneConfig
+from selfflow.policies.head import head_loss
+from selfflow.policies.student import build
 from selfflow.worldmodel import checkpoint, flow, objective, parallel, sharded
 from selfflow.worldmodel.batches import Inputs
 from selfflow.worldmodel.checkpoint import CheckpointError
@@ -31,6 +35,7 @@ from selfflow.worldmodel.train_config import ModelSize, TrainConfig
 
 META = {"format": 1, "kind": "policy"}
 STEPS, BATCH = 4, 8
+ATTENTION = ("prefix", "full")
 
 
 class Backbone(nn.Module):
@@ -123,28 +128,52 @@ MODELS = {
 }
 
 
+SIZES = {"model": ModelSize(32, 4, 2, 2.0), "layout": Layout(32, 32, 16, chunk=4, stride=2)}
+SHORT = {"batch": 4, "precision": "fp32", "lr": 0.01, "warmup": 0}
+
+
+def given(config: TrainConfig, step: int) -> tuple[Inputs, flow.Noised, torch.Generator]:
+    """A step's whole batch and noise, and the generator that drew them."""
+    model, random = config.transformer, generator(0, step)
+    clean = {
+        m.name: torch.randn(4, m.length, m.channels, generator=random) for m in model.modalities
+    }
+    noised = flow.draw(clean, model, config.noise, random)
+    mask = {m.name: torch.ones_like(clean[m.name]) for m in model.targets}
+    return Inputs(clean, {}, mask), noised, random
+
+
 def pretrain(world: World, name: str, steps: int = 3, **keys: Any) -> list[dict[str, float]]:
     """The real student and its losses on this process's part of a batch, and of its noise."""
-    config = TrainConfig(
-        **{"model": ModelSize(32, 4, 2, 2.0)} | MODELS[name],
-        layout=Layout(32, 32, 16, chunk=4, stride=2),
-        **{"batch": 4, "precision": "fp32", "lr": 0.01, "warmup": 0, "text_dropout": 0.0} | keys,
-    )
-    model = config.transformer
+    config = TrainConfig(**SIZES | MODELS[name] | SHORT | {"text_dropout": 0.0} | keys)
     torch.manual_seed(0)
-    state, values = State(objective.Student(model), config, world), []
+    state, values = State(objective.Student(config.transformer), config, world), []
     for step in range(steps):
-        random = generator(0, step)
-        clean = {
-            m.name: torch.randn(4, m.length, m.channels, generator=random) for m in model.modalities
-        }
-        noised = flow.draw(clean, model, config.noise, random)
-        mask = {m.name: torch.ones_like(clean[m.name]) for m in model.targets}
-        own = part_of(noised, world)
-        with patch.object(flow, "draw", lambda *_, own=own: own):
-            inputs = Inputs(part_of(clean, world), {}, part_of(mask, world))
-            terms = objective.losses(state.model, state.average, inputs, config, random)
-        state.backward(terms)
+        inputs, noised, random = given(config, step)
+        with patch.object(flow, "draw", return_value=part_of(noised, world)):
+            whose = part_of(inputs, world), config, random
+            state.backward(objective.losses(state.model, state.average, *whose))
+        values.append(state.update(4))
+    return values
+
+
+def finetune(world: World, attention: str, steps: int = 3) -> list[dict[str, float]]:
+    """The same of a policy that keeps the Self-Flow loss."""
+    keep = {"text_dropout": 0.0, "attention": attention}
+    config = FinetuneConfig(**SIZES | SHORT, keep_self_flow=0.5, pretraining=keep)
+    torch.manual_seed(0)
+    state, values = State(build(config)[0], config, world), []
+    for step in range(steps):
+        inputs, noised, random = given(config.kept, step)
+        noise = torch.randn(4, config.draws, *inputs.tokens["action"].shape[1:], generator=random)
+        tau = torch.rand(4, config.draws, generator=random)
+        own = [part_of(x, world).transpose(0, 1) for x in (noise, tau)]
+        with (
+            patch.object(flow, "draw", return_value=part_of(noised, world)),
+            patch.object(policy, "head_loss", lambda *seen, own=own: head_loss(*seen[:4], *own)),
+        ):
+            whose = part_of(inputs, world), config, random, world.device
+            state.backward(policy.policy_losses(state, *whose))
         values.append(state.update(4))
     return values
 
@@ -153,9 +182,8 @@ def part_of(value: Any, world: World) -> Any:
     """This process's rows of every tensor in it."""
     if isinstance(value, dict):
         return {k: part_of(v, world) for k, v in value.items()}
-    if isinstance(value, flow.Noised):
-        names = [f.name for f in fields(value)]
-        return flow.Noised(**{name: part_of(getattr(value, name), world) for name in names})
+    if isinstance(value, (flow.Noised, Inputs)):
+        return replace(value, **{k: part_of(v, world) for k, v in vars(value).items()})
     return value if value is None else value.chunk(world.size)[world.rank]
 
 
@@ -181,6 +209,7 @@ def work(out: Path, resume: Path, world: World) -> None:
     report["restored"] = all(torch.equal(v, want[k]) for k, v in whole(restored).items())
     report["next"] = advance(restored, STEPS)
     report["pretrained"] = {name: pretrain(world, name) for name in MODELS}
+    report["finetuned"] = {name: finetune(world, name) for name in ATTENTION}
     report["half"] = pretrain(world, "prefix", precision="bf16", shard_dtype="bfloat16")
     if world.main:
         save_file(before, out / f"{mode}.safetensors")
@@ -193,7 +222,7 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
     command = [*start, f"--nproc-per-node={processes}", __file__, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     return subprocess.run(
-        command, env=environment, check=False, capture_output=True, text=True, timeout=200
+        command, env=environment, check=False, capture_output=True, text=True, timeout=400
     )
 
 
@@ -247,6 +276,18 @@ def test_the_real_losses_are_those_of_one_process(mode: str, name: str, together
     assert want[0]["loss"] != want[1]["loss"]
     for report in reports(together, mode):
         for row, row_alone in zip(report["pretrained"][name], want, strict=True):
+            assert row == pytest.approx(row_alone, abs=1e-5)
+
+
+@pytest.mark.slow
+@MODES
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_kept_losses_are_those_of_one_process(mode: str, name: str, together: Path) -> None:
+    want = finetune(parallel.ALONE, name)
+    assert want[-1]["self_flow"] != want[0]["self_flow"]
+    for report in reports(together, mode):
+        for row, row_alone in zip(report["finetuned"][name], want, strict=True):
+            assert row.keys() >= {"policy", "self_flow", "rep", "grad_norm"}
             assert row == pytest.approx(row_alone, abs=1e-5)
 
 

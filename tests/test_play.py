@@ -143,6 +143,9 @@ def test_subtasks_are_replayed_too(driven, tmp_path):
         ({"source": "no/where"}, "no/where: no such path"),
         ({"speed": 0}, "speed=0.0: must be"),
         ({"size": "[480]"}, "size=.*height, width"),
+        ({"size": "[48,99999]"}, "each 16 to 4096, or null"),
+        ({"port": 65536}, "port=65536: must be between 0 and 65535"),
+        ({"out": f"{SCRIPT}/below"}, f"{SCRIPT} is a file; choose another folder"),
         ({"task": "open_door"}, "task=open_door: no such task"),
         ({"source": "checkpoint", "checkpoint": "no/where"}, "checkpoint=no/where"),
     ],
@@ -273,7 +276,7 @@ def test_the_page_shows_the_robot_where_it_went(driven, tmp_path):
             first, last = fingertips(driven, page)
             page = wait_for(lambda: with_dark(screenshot(), last))[0]
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=60) == 130
     finally:
         process.kill()
         process.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.configs.entry import compose
+from selfflow.configs.entry import _jobs, compose
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,7 +51,8 @@ def test_every_command_composes(page: str, line: str):
     found = entry(script)
     assert found or not words, f"{script} takes no keys"
     if found:
-        compose(*found, overrides)
+        for job in _jobs(overrides) if "-m" in words else [overrides]:
+            compose(*found, job)
 
 
 def test_map_names_every_file_and_no_other():

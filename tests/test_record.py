@@ -80,6 +80,7 @@ def test_clean_episode_executes_its_labels(twin):
         ({"placement": "wild"}, "placement=wild with backend=mujoco: choose mild"),
         ({"placement": "train"}, "placement=train with backend=mujoco: choose mild"),
         ({"image_size": [256]}, r"must be \[height, width\]"),
+        ({"image_size": [128, 99999]}, "each 1 to 4096"),
         ({"image_size": [64, 64], "backend": "fake"}, "only with backend=mujoco or simpler"),
         ({"randomise": "wild"}, "randomise=wild: choose one of none, mild, wide"),
         ({"randomise": "mild", "backend": "fake"}, "randomise=mild: only with backend=mujoco"),
@@ -90,13 +91,21 @@ def test_clean_episode_executes_its_labels(twin):
         ({"noisy_episodes": 1.5}, "noisy_episodes=1.5: must be between 0 and 1"),
         ({"noisy_steps": -0.1}, "noisy_steps=-0.1: must be between 0 and 1"),
         ({"workers": 0}, "workers=0: must be 1 or more"),
+        ({"episodes": 0}, "episodes=0: must be 1 or more"),
         ({"out": SCRIPT}, "is a file; choose another folder"),
+        ({"out": SCRIPT / "below"}, f"{SCRIPT} is a file; choose another folder"),
         ({"out": SCRIPT.parent}, "holds something else than episodes"),
     ],
 )
 def test_check_names_the_cure(wrong, says):
     with pytest.raises(UserError, match=says):
         check(config(**wrong))
+
+
+def test_the_usual_size_given_is_the_usual_store():
+    usual = header_of(config())
+    assert header_of(config(image_size=[128, 160])) == usual
+    assert header_of(config(image_size=[64, 80])) != usual
 
 
 def test_test_seeds_and_tasks_without_expert_are_refused():

@@ -217,6 +217,10 @@ def test_a_run_of_another_config_or_anything_else_is_not_continued(tmp_path):
     with pytest.raises(UserError, match="holds a run with policy=random"):
         simpler_rollout.check(config(out, policy="hold"))
     simpler_rollout.check(config(out, episodes=9, workers=2))
+    smooth = config(out, low_pass=0.5).identity()
+    (out / "config.json").write_text(json.dumps(smooth))
+    with pytest.raises(UserError, match=r"holds a run with low_pass=0\.5"):
+        simpler_rollout.check(config(out))  # which has the key at its usual value
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match="something else"):
         simpler_rollout.check(config(tmp_path))

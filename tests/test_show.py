@@ -206,7 +206,7 @@ def test_served_until_ctrl_c(store: Path) -> None:
         with pytest.raises(UserError, match=f"port={port}"):
             serve("", port)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow

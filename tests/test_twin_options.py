@@ -41,7 +41,8 @@ def composed(command: str, *given: str) -> Any:
 MISTAKES = [
     (["look.room=hall"], "room=hall: choose one of plain, office"),
     (["robot=tin"], "robot=tin: choose one of primitives, google_mesh"),
-    (["look.shadows=-1"], "shadows=-1: must be between 0 and 8192"),
+    (["look=plain"], "look=plain: give its own keys, look.room, look.shadows, look.samples"),
+    (["look.shadows=-1"], r"look\.shadows=-1: must be between 0 and 8192"),
     (["look.sun=1"], r"look\.sun: no such key; choose one of room, samples, shadows"),
     (["look.samples=4", "backend=fake"], r"look\.samples=4: only with backend=mujoco"),
     (["photo=true", "backend=fake"], "photo=true: only with backend=mujoco"),

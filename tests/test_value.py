@@ -78,7 +78,8 @@ def checkpoint(made: Path, tmp_path: Path) -> Path:
 
 def with_head(checkpoint: Path) -> Path:
     torch.manual_seed(1)
-    save_value(checkpoint, SIZES, ValueHead(SIZES).state_dict(), {})
+    other = {"format": 99}  # a checkpoint's
+    save_value(checkpoint, SIZES, ValueHead(SIZES).state_dict(), other)
     return checkpoint
 
 
@@ -91,8 +92,11 @@ def test_progress_is_the_share_of_the_subtask_that_is_done(store: Path):
     done, weight = Progress(sources, ahead=2).of([Place(0, 0, 0), Place(0, 1, 10)])
     torch.testing.assert_close(done, torch.tensor([2 / 11, 1.0]))
     assert weight.tolist() == [1, 1]
-    sources[0].metadata = lambda i: {"success": i == 0}  # type: ignore[method-assign]
-    assert Progress(sources, 2).of([Place(0, 0, 0), Place(0, 1, 10)])[1].tolist() == [1, 0]
+    # formats write it as they like
+    for yes, no in ((True, False), (1, 0), (np.True_, np.False_), (None, 0.0)):
+        told = [{"success": yes}, {"success": no}]
+        sources[0].metadata = told.__getitem__  # type: ignore[method-assign]
+        assert Progress(sources, 2).of([Place(0, 0, 0), Place(0, 1, 10)])[1].tolist() == [1, 0]
 
 
 def painted(bright: torch.Tensor) -> torch.Tensor:
@@ -274,6 +278,36 @@ def test_a_head_learns_progress_from_frames_that_show_it(checkpoint: Path, store
         optimizer.step()
     guess = head(features).sigmoid()
     assert value.quality(bright, guess.detach())["r2"] > 0.9
+
+
+def test_a_run_does_not_go_on_with_another_backbone(checkpoint: Path, store: Path) -> None:
+    """Its head would be sold as that backbone's."""
+    config = configured(checkpoint, store, "steps=1", "imagined=0.0")
+    value.main(config)
+    value.check(config)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["head.output.bias"] += 1
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="holds a head for another backbone"):
+        value.check(config)
+
+
+def test_held_out_failures_are_left_out_and_counted(
+    checkpoint: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = configured(checkpoint, store, f"heldout=[{store}]")
+    kind = type(open_sources([str(store)])[0][0])
+    monkeypatch.setattr(kind, "metadata", lambda self, i: {"success": i == 1})
+    watcher = value.watch(load(checkpoint), config, torch.device("cpu"))
+    seen = [batch.ids for batch, _ in value.held_out(config, watcher)]
+    assert {episode for ids in seen for _, episode, _ in ids} == {1}
+    assert "1 episodes are failures and left out" in capsys.readouterr().out
+    monkeypatch.setattr(kind, "metadata", lambda self, i: {"success": False})
+    with pytest.raises(UserError, match="heldout: all of its episodes are failures"):
+        value.check(config)
 
 
 @pytest.mark.parametrize(
