@@ -46,7 +46,7 @@ TWIN_ONLY = {
     "photo": False,
     "look": USUAL,
 }
-BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "open_drawer_place"
+BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "twin"
 
 
 @dataclass(frozen=True)

@@ -290,9 +290,7 @@ def record_all(
         end, record = drive(env, device, seed, config, show)
         if end == devices.QUIT:
             if record is not None:
-                print(
-                    f"\nseed {seed}: not kept, left after {len(record.actions)} steps", flush=True
-                )
+                print(f"\nseed {seed}: left after {len(record.actions)} steps, not kept")
             return
         wrong = "discarded by the operator" if end == devices.DISCARD else ""
         wrong = wrong or ("no action" if record is None else record_demos.fault(record))

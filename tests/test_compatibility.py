@@ -16,7 +16,7 @@ from selfflow.worldmodel.batches import prepare
 from selfflow.worldmodel.checkpoint import load
 from selfflow.worldmodel.loop import LoopConfig
 
-SHIPPED = str(Path(__file__).parents[1] / "checkpoints/open_drawer_place")
+SHIPPED = str(Path(__file__).parents[1] / "checkpoints/twin")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.model_config import ModelConfig
 from selfflow.worldmodel.transformer import VideoActionTransformer
 
-BUNDLED = Path(__file__).parents[1] / "checkpoints" / "open_drawer_place"
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "twin"
 ROBOT = EMBODIMENTS["google_robot"]
 CONVENTIONS = ("control_hz", "frame", "rotation", "gripper", "limits")
 ACTION = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}

@@ -26,7 +26,7 @@ from selfflow.worldmodel.layout import Layout, Robots
 from selfflow.worldmodel.train_config import ModelSize
 from selfflow.worldmodel.video_codec import PatchCodec
 
-BUNDLED = Path(__file__).parents[1] / "checkpoints" / "open_drawer_place"
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "twin"
 ROBOT = EMBODIMENTS["google_robot"]
 STATISTICS = Statistics(
     **{k: getattr(ROBOT, k) for k in ("control_hz", "frame", "rotation", "gripper", "limits")},

@@ -138,6 +138,7 @@ def test_discarded_and_unfinished_episodes_are_not_kept(tmp_path, capsys):
     assert store.failures == dict.fromkeys((0, 1), "discarded by the operator")
     assert "1 episodes" in capsys.readouterr().out
     again = run(tmp_path / "s", "backspace w q")  # seed 3, then 4 that was begun
+    assert "seed 4: left after 1 steps, not kept" in capsys.readouterr().out
     assert set(again.failures) == {0, 1, 3}
     kept = run(tmp_path / "s", "w backspace w enter q", keep_failures="true")
     assert set(kept.failures) == {0, 1, 3, 4}

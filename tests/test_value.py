@@ -40,7 +40,7 @@ from selfflow.worldmodel.dream import Sampling, dream
 from selfflow.worldmodel.layout import Layout
 from selfflow.worldmodel.train_config import ModelSize
 
-BUNDLED = Path(__file__).parents[1] / "checkpoints" / "open_drawer_place"
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "twin"
 LAYOUT = Layout(32, 32, 16, chunk=4, stride=2)
 SMALL: dict[str, Any] = {"batch": 4, "warmup": 1, "precision": "fp32", "threads": 1}
 SIZES = ValueSizes(width=32, block=3, queries=2, hidden=8, steps=2)
