@@ -398,4 +398,3 @@ def test_every_yaml_key_is_a_field():
 
     composed = compose(RolloutConfig, "rollout", [])
     parts.one_of("backend", composed.backend, parts.BACKENDS)
-    assert results.EPISODES == "episodes.jsonl"
