@@ -171,10 +171,9 @@ def test_simpler_records_training_placements_alone():
         check(config(placement="grid"))
     with pytest.raises(UserError, match="placement=mild with backend=simpler: choose train"):
         check(config(placement="mild"))
-    for size in ([256, 256], [256], [0, 0]):
-        with pytest.raises(
-            UserError, match=r"must be \[height, width\] in the ratio of \[256, 320"
-        ):
+    ratio, numbers = r"in the ratio of \[256, 320", "each 1 to 4096"
+    for size, says in (([256, 256], ratio), ([256], numbers), ([0, 0], numbers)):
+        with pytest.raises(UserError, match=rf"must be \[height, width\],? {says}"):
             check(config(image_size=size))
     check(config(task="widowx_stack_cube", image_size=[120, 160]))
 
