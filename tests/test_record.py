@@ -256,6 +256,7 @@ def test_a_worker_s_mistake_is_one_line_and_nothing_is_written(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_says_how_to_continue(tmp_path, workers):
     command = ["task=close_top_drawer", "backend=fake", "episodes=9999", "keep_failures=true"]
@@ -274,6 +275,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path, workers):
     assert out.splitlines()[-1] == f"stopped; the same command continues {tmp_path / 'store'}"
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_parent_is_killed(tmp_path):
     command = ["task=close_top_drawer", "backend=fake", "episodes=9999", "keep_failures=true"]
     process = subprocess.Popen(
