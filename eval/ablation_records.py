@@ -20,7 +20,7 @@ from typing import Any
 from selfflow.datasets.spec import UserError
 from selfflow.eval.ablation_config import AblationConfig
 from selfflow.eval.ablation_plan import CURVE, ROLLOUT, VIDEO, Job
-from selfflow.eval.results import read_episodes, write_text
+from selfflow.eval.results import read_episodes, read_lines, write_text
 
 Record = dict[str, Any]
 Cells = dict[str, list[Any]]  # column -> value, low, high; None where it is not a number
@@ -31,19 +31,7 @@ PROBED = ("video tau=0.5: drawer", "video tau=0.5: apple", "video tau=0.5: gripp
 
 def read_records(path: Path) -> dict[str, Record]:
     """By job. A torn last line is none. Raises UserError for a damaged one."""
-    if not path.is_file():
-        return {}
-    records = {}
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records[record["job"]] = record
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(
-                f"{path}: line {number} is damaged; delete it and its job is run again"
-            ) from e
-    return records
+    return dict(read_lines(path, lambda record: (record["job"], record), "job"))
 
 
 def write_records(path: Path, records: dict[str, Record]) -> None:

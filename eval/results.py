@@ -6,14 +6,15 @@ A run with the same `out` continues: what is finished is read back and not run a
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfflow.datasets.spec import UserError
 from selfflow.eval.rollout import Episode
 
 CONFIG, EPISODES, SUMMARY = "config.json", "episodes.jsonl", "summary.json"
+Made = TypeVar("Made")
 
 
 def open_folder(folder: Path, identity: dict[str, Any]) -> None:
@@ -64,19 +65,24 @@ def write_episodes(folder: Path, episodes: Iterable[Episode]) -> None:
 
 def read_episodes(folder: Path) -> list[Episode]:
     """The finished episodes; a torn last line is none. Raises UserError for a damaged one."""
-    path = folder / EPISODES
+    return read_lines(folder / EPISODES, _episode, "episode")
+
+
+def read_lines(path: Path, made: Callable[[dict[str, Any]], Made], name: str) -> list[Made]:
+    """What `made` makes of each line of JSON, none where there is no file; a torn last line is
+    none. Raises UserError for a damaged one, which stands for a `name`."""
     if not path.is_file():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    episodes = []
+    found = []
     for number, line in enumerate(lines, start=1):
         try:
-            episodes.append(_episode(json.loads(line)))
+            found.append(made(json.loads(line)))
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
-                f"{path}: line {number} is damaged; delete it and its episode is run again"
+                f"{path}: line {number} is damaged; delete it and its {name} is run again"
             ) from e
-    return episodes
+    return found
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

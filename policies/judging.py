@@ -193,7 +193,7 @@ def check_imagines(given: Checkpoint, key: str) -> None:
     if not {"video", "action"} <= targets:
         raise UserError(
             f"{key}: checkpoint {given.path} cannot imagine frames, it holds only what reads "
-            "conditions; make the policy with keep_backbone=true (policies/finetune.py)"
+            "conditions; make the policy with keep_self_flow, or train=head keep_backbone=true"
         )
 
 

@@ -357,3 +357,12 @@ def test_the_plan_knows_hours_and_what_is_detectable(config: AblationConfig) -> 
     records = {first.name: fake(config, first)}
     assert seconds(config, other, records) == pytest.approx(180)  # as its like took
     assert "150 pairs at a rate of 50%: 16 points; 21" in detectable(config)[1]
+
+
+def test_a_torn_record_is_none_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"job": "a", "minutes": 1}\n{"job": "b"}\n{"job": "c", "min')
+    assert read_records(path) == {"a": {"job": "a", "minutes": 1}, "b": {"job": "b"}}
+    path.write_text('{"job": "a"}\n{"minutes": 1}\n')
+    with pytest.raises(UserError, match=r"records\.jsonl: line 2 is damaged.*its job is run again"):
+        read_records(path)
