@@ -6,7 +6,7 @@ import pytest
 
 from selfflow.configs.entry import compose
 from selfflow.datasets.spec import UserError
-from selfflow.eval import experts, parts, simpler_rollout
+from selfflow.eval import experts, parts, results, simpler_rollout
 from selfflow.eval.experts import ExpertsConfig, check, main
 from selfflow.eval.parts import RolloutConfig
 
@@ -79,3 +79,9 @@ def test_other_conditions_do_not_continue_a_table(tmp_path):
     main(replace(config("backend=fake", "placements=[mild]", f"out={out}"), episodes=1))
     with pytest.raises(UserError, match="holds a run with backend=fake"):
         check(config(f"out={out}"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(results.os, "access", lambda path, mode: path != tmp_path)  # root may all
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written to; choose another"):
+        results.check_writable(tmp_path / "new" / "table")
