@@ -7,17 +7,19 @@ to 0.5 mm higher: in SIMPLER it stands on all ten, leaning by 0.38 degrees (the 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import sapien
 from jaxtyping import Float
 
 FLATTENED = ("opened_coke_can",)  # models whose rest the original's recordings show
 SLACK = 1e-3  # m above the lowest corner
 
 
-def flat_hull(path: Path, density: float) -> sapien.physx.PhysxCollisionShapeConvexMesh:
-    """The convex shape of an OBJ file with its bottom made one face; friction as all objects'."""
+def flat_hull(path: Path, density: float) -> Any:
+    """SAPIEN's convex shape of an OBJ file with its bottom made one face; friction as all objects'."""
+    import sapien
+
     vertices = flat_bottom(read_vertices(path)).astype(np.float32)
     material = sapien.physx.PhysxMaterial(0.5, 0.5, 0.0)
     shape = sapien.physx.PhysxCollisionShapeConvexMesh(vertices, [1.0, 1.0, 1.0], material)
