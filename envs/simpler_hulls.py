@@ -17,7 +17,7 @@ SLACK = 1e-3  # m above the lowest corner
 
 
 def flat_hull(path: Path, density: float) -> Any:
-    """SAPIEN's convex shape of an OBJ file with its bottom made one face; friction as all objects'."""
+    """SAPIEN's convex shape of an OBJ file, its bottom one face; friction as all objects'."""
     import sapien
 
     vertices = flat_bottom(read_vertices(path)).astype(np.float32)
