@@ -73,6 +73,7 @@ class AblationConfig:
     curve: list[str]
     video: list[str]
     rollout: list[str]
+    processes: int
     threads: int
     workers: int
     seconds: dict[str, float]
@@ -80,7 +81,8 @@ class AblationConfig:
     rate: float
 
     def __post_init__(self) -> None:
-        least = {"trainings": 1, "episodes": 1, "curve_points": 2, "threads": 1, "workers": 1}
+        least = {"trainings": 1, "episodes": 1, "curve_points": 2}
+        least |= {"processes": 1, "threads": 1, "workers": 1}
         for key, low in least.items():
             if getattr(self, key) < low:
                 raise ValueError(f"{key}={getattr(self, key)}: must be {low} or more")

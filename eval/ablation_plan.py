@@ -9,7 +9,7 @@
 An arm's run at one seed is all of that; sizes other than the first stop after `curve`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from selfflow.eval.ablation_config import ARMS, MAIN, REFERENCE, AblationConfig, Arm
@@ -37,6 +37,7 @@ class Job:
     steps: tuple[
         int, ...
     ] = ()  # of a training: its checkpoints that are looked at, the last one its end
+    needs: tuple[str, ...] = ()  # names of the trainings that it reads
 
     @property
     def command(self) -> list[str]:
@@ -101,6 +102,7 @@ def _jobs(config: AblationConfig, size: str, name: str, seed: int) -> list[Job]:
         arguments += ["layout.future=1", f"keep_self_flow={config.kept_weight}"]
         arguments += [f"+pretraining.attention={arm.attention}"]
     made = _training(config, FINETUNE, out, arguments, config.save_every, config.marks)
+    made = replace(made, needs=tuple(job.name for job in before if job.kind == PRETRAIN))
     return [*before, made, *(_rollout(config, out, made, step) for step in config.marks)]
 
 
@@ -115,8 +117,8 @@ def _pretraining(config: AblationConfig, size: str, arm: Arm, seed: int) -> list
         before = _pretraining(config, size, ARMS[REFERENCE], seed)[:1]
         arguments.append(f"teacher={folder(before[0].out, config.pretrain_steps)}")
     train = _training(config, PRETRAIN, out, arguments, config.points[0], config.points)
-    paths = [folder(train.out, step) for step in config.points]
-    return [*before, train, *(_measure(config, out, kind, paths) for kind in (CURVE, VIDEO))]
+    train = replace(train, needs=tuple(job.name for job in before))
+    return [*before, train, *(_measure(config, out, kind, train) for kind in (CURVE, VIDEO))]
 
 
 def _training(
@@ -127,8 +129,9 @@ def _training(
     return Job(_name(config, out / kind), kind, out / kind, tuple(arguments), free, tuple(at))
 
 
-def _measure(config: AblationConfig, out: Path, kind: str, paths: list[Path]) -> Job:
+def _measure(config: AblationConfig, out: Path, kind: str, trained: Job) -> Job:
     """The world model's own measures: of all checkpoints, or of the last one."""
+    paths = [folder(trained.out, step) for step in trained.steps]
     parts, given, shown = "video,actions", config.video, paths[-1:]
     if kind == CURVE:
         parts, given, shown = "loss,probe", config.curve, paths
@@ -140,7 +143,8 @@ def _measure(config: AblationConfig, out: Path, kind: str, paths: list[Path]) ->
         *given,
     )
     free = (f"threads={config.threads}",)
-    return Job(_name(config, out / kind), kind, out / kind, arguments, free)
+    needs = (trained.name,)
+    return Job(_name(config, out / kind), kind, out / kind, arguments, free, needs=needs)
 
 
 def _rollout(config: AblationConfig, out: Path, trained: Job, step: int) -> Job:
@@ -153,7 +157,8 @@ def _rollout(config: AblationConfig, out: Path, trained: Job, step: int) -> Job:
         "videos=0",
         *config.rollout,
     )
-    return Job(_name(config, place), ROLLOUT, place, arguments, (f"workers={config.workers}",))
+    free, needs = (f"workers={config.workers}",), (trained.name,)
+    return Job(_name(config, place), ROLLOUT, place, arguments, free, needs=needs)
 
 
 def _model(config: AblationConfig, size: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs an ablation's jobs one at a time; whatever ends a sitting, the same command goes on.
+"""Runs an ablation's jobs, `processes` at once; whatever ends a sitting, the same command goes on.
 
 out/.lock            one sitting at a time; a job that a killed sitting left holds it too
 out/logs/JOB.log     what each command said
@@ -8,13 +8,16 @@ out/begun.json       the arguments that each job was begun with
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -30,63 +33,96 @@ from selfflow.eval.results import write_json
 from selfflow.worldmodel.checkpoint import folder
 
 STOP_SECONDS = 60.0  # between asking a job to end and ending it; a checkpoint is written in between
-Runner = Callable[[Job, Path, IO, float | None], int | None]
+LOOK_SECONDS = 0.2  # between two looks whether a job has ended, or is to
+Runner = Callable[[Job, Path, IO, Callable[[], bool]], int | None]
+SPENT = threading.Lock()  # of minutes.json
 
 
 def run_jobs(config: AblationConfig, jobs: list[Job], runner: Runner | None = None) -> bool:
     """Runs what has no record yet and adds it; whether all is done. Raises UserError where a job
-    fails, KeyboardInterrupt where the user stops it."""
+    fails, KeyboardInterrupt where the user stops it: both stop the jobs beside it."""
     out, path = Path(config.out), Path(config.records)
-    end = time.monotonic() + 60 * config.minutes if config.minutes else None
+    end = time.monotonic() + 60 * config.minutes if config.minutes else math.inf
+    halt = threading.Event()  # set: jobs at work are to stop
+
+    def over() -> bool:
+        return halt.is_set() or time.monotonic() >= end
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
         terminable(),
-        locked(out, end) as lock,
+        locked(out, over) as lock,
         Progress(*columns, TimeElapsedColumn(), disable=not Console().is_terminal) as progress,
+        ThreadPoolExecutor(config.processes) as pool,
     ):
         if lock is None:
             return False
         records = read_records(path)  # under the lock: another sitting may have added some
         left = [job for job in jobs if job.name not in records]
         bar = progress.add_task("ablation", total=len(jobs), completed=len(jobs) - len(left))
-        for job in left:
-            progress.update(bar, description=job.name)
-            progress.console.print(f"{time.strftime('%H:%M')} {job.name}", highlight=False)
-            if not one(config, job, lock, end, runner or run_process):
-                return False
-            minutes = _read(Path(config.out, "minutes.json")).get(job.name, 0.0)
-            thin(job)
-            records[job.name] = harvest(config, job, minutes)
-            write_records(path, records)
-            progress.advance(bar)
-    return True
+        running: dict[Future[int | None], Job] = {}
+        try:
+            while left or running:
+                ready = [job for job in left if records.keys() >= set(job.needs)]
+                for job in ready[: config.processes - len(running)]:
+                    left.remove(job)
+                    progress.update(bar, description=job.name)
+                    progress.console.print(f"{time.strftime('%H:%M')} {job.name}", highlight=False)
+                    note_begun(config, job)
+                    running[pool.submit(one, config, job, lock, over, runner or run_process)] = job
+                assert running, f"{left[0].name} waits for what is not planned"
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    if not finished(config, job, future.result()):
+                        left.clear()  # the sitting has ended: no more is begun
+                        continue
+                    minutes = _read(out / "minutes.json").get(job.name, 0.0)
+                    thin(job)
+                    records[job.name] = harvest(config, job, minutes)
+                    write_records(path, records)
+                    progress.advance(bar)
+        except BaseException:
+            halt.set()
+            raise
+    return all(job.name in records for job in jobs)
 
 
-def one(config: AblationConfig, job: Job, lock: IO, end: float | None, runner: Runner) -> bool:
-    """Runs a job to its end, or to that of the sitting; whether it is done."""
-    note_begun(config, job)
+def one(
+    config: AblationConfig, job: Job, lock: IO, over: Callable[[], bool], runner: Runner
+) -> int | None:
+    """Runs a job to its end, 0 or another status; None where it has been stopped before."""
     if job.steps and _trained(job):  # a kill came between its end and its record
-        return True
-    out, began = Path(config.out), time.monotonic()
-    if end is not None and began >= end:
-        return False
-    log = out / "logs" / f"{job.name.replace('/', '-')}.log"
+        return 0
+    if over():
+        return None
+    began, log = time.monotonic(), log_of(config, job)
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        status = runner(job, log, lock, end)
+        return runner(job, log, lock, over)
     finally:
-        spent = _read(out / "minutes.json")
-        spent[job.name] = spent.get(job.name, 0.0) + (time.monotonic() - began) / 60
-        write_json(out / "minutes.json", spent)
+        with SPENT:
+            spent = _read(Path(config.out, "minutes.json"))
+            spent[job.name] = spent.get(job.name, 0.0) + (time.monotonic() - began) / 60
+            write_json(Path(config.out, "minutes.json"), spent)
+
+
+def finished(config: AblationConfig, job: Job, status: int | None) -> bool:
+    """Whether it is done; not where it was stopped. Raises UserError where it failed."""
     if status is None:
         return False
     if status or (job.steps and not _trained(job)):
+        log = log_of(config, job)
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise UserError(
             f"{job.name} failed with status {status}: {said[-1] if said else 'it said nothing'}; "
             f"see {log}"
         )
     return True
+
+
+def log_of(config: AblationConfig, job: Job) -> Path:
+    """What its command said."""
+    return Path(config.out, "logs", f"{job.name.replace('/', '-')}.log")
 
 
 def note_begun(config: AblationConfig, job: Job) -> None:
@@ -104,8 +140,8 @@ def note_begun(config: AblationConfig, job: Job) -> None:
     write_json(path, begun | {job.name: now})
 
 
-def run_process(job: Job, log: Path, lock: IO, end: float | None) -> int | None:
-    """The job's command; None where the sitting's end came first and it was asked to stop."""
+def run_process(job: Job, log: Path, lock: IO, over: Callable[[], bool]) -> int | None:
+    """The job's command; None where it was time to stop before its end, and it was asked to."""
     with open(log, "ab") as file:
         process = subprocess.Popen(
             [sys.executable, *job.command],
@@ -116,9 +152,11 @@ def run_process(job: Job, log: Path, lock: IO, end: float | None) -> int | None:
             pass_fds=[lock.fileno()],  # so that it holds the lock if this process is killed
         )
     try:
-        return process.wait(None if end is None else max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return None
+        while process.poll() is None:
+            if over():
+                return None
+            time.sleep(LOOK_SECONDS)
+        return process.returncode
     finally:
         stop(process)
 
@@ -167,7 +205,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def locked(out: Path, end: float | None) -> Iterator[IO | None]:
+def locked(out: Path, over: Callable[[], bool]) -> Iterator[IO | None]:
     """The folder for this sitting alone: waits for a job that a killed one left at work; None
     where the sitting ends first."""
     out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +219,7 @@ def locked(out: Path, end: float | None) -> Iterator[IO | None]:
                 if not told:
                     print(f"{out}: another sitting, or a job that one left, is at work; waiting")
                 told = True
-            if end is not None and time.monotonic() >= end:
+            if over():
                 yield None
                 return
             time.sleep(1.0)

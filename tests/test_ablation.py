@@ -1,17 +1,15 @@
 """The ablation: its plan, its sittings with a fake runner, and the report of made-up records."""
 
-import json
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from selfflow.configs.entry import compose
 from selfflow.datasets.spec import UserError
 from selfflow.eval import ablation_report as report
-from selfflow.eval import ablation_run
 from selfflow.eval.ablation_config import ARMS, MAIN, AblationConfig, check
 from selfflow.eval.ablation_plan import (
     CURVE,
@@ -36,7 +34,6 @@ from selfflow.eval.results import append_episode
 from selfflow.eval.rollout import Episode
 from selfflow.eval.world_model import WorldModelConfig
 from selfflow.policies.finetune_config import FinetuneConfig
-from selfflow.worldmodel.checkpoint import folder
 from selfflow.worldmodel.train_config import TrainConfig
 
 CONFIGS: dict[str, tuple[type, str]] = {
@@ -149,75 +146,6 @@ def test_commands_compose(config: AblationConfig) -> None:
     assert (end.episodes, end.seed) == (50, 200000)
 
 
-def saved(job: Job, step: int) -> None:
-    path = folder(job.out, step)
-    (path / "train").mkdir(parents=True)
-    (path / "model.safetensors").touch()
-
-
-def trains(job: Job, log: Path, lock: IO, end: float | None) -> int | None:
-    """A runner that leaves what the job would, and says so."""
-    log.write_text("done")
-    for step in job.steps:
-        saved(job, step)
-        saved(job, step + 1)  # of an interruption
-    return 0
-
-
-def test_sittings_go_on_where_the_last_one_stopped(
-    config: AblationConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ablation_run, "harvest", lambda c, job, minutes: fake(c, job))
-    jobs, ran = chosen(replace(config, only=["vanilla"], seeds=[0])), []
-
-    def interrupted(job: Job, *rest: Any) -> int | None:
-        ran.append(job.kind)
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        return None if len(ran) == 5 else trains(job, *rest)
-
-    path = Path(config.records)
-    with pytest.raises(KeyboardInterrupt):
-        ablation_run.run_jobs(config, jobs, interrupted)
-    assert len(read_records(path)) == 2
-    assert not ablation_run.run_jobs(config, jobs, interrupted)  # out of time
-    assert ran == ["pretrain", "curve", "video", "video", "finetune"]
-    assert ablation_run.run_jobs(config, jobs, trains)
-    records = read_records(path)
-    assert list(records) == [job.name for job in jobs]
-    # only what is looked at is left of a training
-    left = sorted((jobs[0].out / "checkpoints").iterdir())
-    assert [p.name for p in left] == [f"step-{step:06d}" for step in jobs[0].steps]
-    assert not (left[0] / "train").exists()
-    assert ablation_run.run_jobs(config, jobs, interrupted)  # nothing is run again
-    assert len(ran) == 5
-
-
-def test_a_training_whose_record_was_lost_to_a_kill_is_not_run_again(
-    config: AblationConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ablation_run, "harvest", lambda c, job, minutes: fake(c, job))
-    job = chosen(config)[0]
-    for step in job.steps:
-        saved(job, step)
-    never: Any = lambda *rest: pytest.fail("it was run")  # noqa: E731
-    assert ablation_run.run_jobs(config, [job], never)
-
-
-def test_a_job_is_not_gone_on_with_by_other_arguments(config: AblationConfig) -> None:
-    job = chosen(config)[0]
-    Path(config.out).mkdir()
-    ablation_run.note_begun(config, job)
-    other = replace(job, arguments=(*job.arguments, "lr=1"))
-    ablation_run.note_begun(config, other)  # nothing was made yet
-    for step in job.steps:
-        saved(job, step)
-    ablation_run.note_begun(config, other)
-    with pytest.raises(UserError, match=r"begun otherwise \(lr=1\); delete it"):
-        ablation_run.run_jobs(config, [job], trains)
-    assert not read_records(Path(config.records))
-
-
 def test_a_rollout_counts_with_all_of_its_seeds(config: AblationConfig) -> None:
     job = next(job for job in chosen(config) if job.kind == ROLLOUT)
     first, short = config.seed, replace(config, episodes=2)
@@ -234,39 +162,6 @@ def test_a_rollout_counts_with_all_of_its_seeds(config: AblationConfig) -> None:
     append_episode(job.out, ended(first))
     found = harvest(short, job, 1.0)
     assert (found["seeds"], found["success"]) == ([first, first + 1], [0, 1])
-
-
-def test_a_job_that_fails_is_one_line(config: AblationConfig) -> None:
-    def fails(job: Job, log: Path, lock: IO, end: float | None) -> int:
-        log.write_text("step 3\nthe arm is not plugged in\n\n")
-        return 2
-
-    with pytest.raises(UserError, match="status 2: the arm is not plugged in; see"):
-        ablation_run.run_jobs(config, chosen(config), fails)
-
-
-def test_a_sitting_ends_in_time_and_stops_its_job(config: AblationConfig, tmp_path: Path) -> None:
-    script = "import time; print('on', flush=True); time.sleep(60)"
-
-    class Sleeper(Job):
-        @property
-        def command(self) -> list[str]:
-            return ["-c", script]
-
-    job = Sleeper("main/vanilla/0/pretrain", PRETRAIN, tmp_path / "job", ())
-    assert not ablation_run.run_jobs(replace(config, minutes=0.02), [job])
-    spent = json.loads(Path(config.out, "minutes.json").read_text())
-    assert 0 < spent[job.name] < 0.5
-
-
-def test_a_sitting_waits_for_a_job_that_a_killed_one_left(
-    config: AblationConfig, capsys: pytest.CaptureFixture
-) -> None:
-    never: Any = lambda *rest: pytest.fail("it was run")  # noqa: E731
-    with ablation_run.locked(Path(config.out), None) as held:
-        assert held is not None
-        assert not ablation_run.run_jobs(replace(config, minutes=0.001), chosen(config), never)
-    assert "is at work; waiting" in capsys.readouterr().out
 
 
 def test_records_of_another_config_are_refused(config: AblationConfig) -> None:
