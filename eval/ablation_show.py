@@ -37,7 +37,8 @@ def show(config: AblationConfig, jobs: list[Job], records: dict[str, Record]) ->
     for line in detectable(config):
         console.print(line, highlight=False)
     hours = sum(seconds(config, job, records) for job in left) / 3600
-    console.print(f"{len(left)} of {len(jobs)} jobs are left, about {hours:.1f} hours")
+    at_once = f", {hours / n:.1f} of {n} at once" if (n := config.processes) > 1 else ""
+    console.print(f"{len(left)} of {len(jobs)} jobs are left, about {hours:.1f} hours{at_once}")
 
 
 def hours_table(config: AblationConfig, jobs: list[Job], records: dict[str, Record]) -> Table:

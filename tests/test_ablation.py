@@ -45,7 +45,7 @@ CONFIGS: dict[str, tuple[type, str]] = {
 # one of every kind, and of every key that an arm adds
 COMPOSED = [f"main/{arm}/1/pretrain" for arm in ("dual", "repa", "self_flow_full")]
 COMPOSED += [f"main/{arm}/1/finetune" for arm in ("scratch", "self_flow_full_kept")]
-COMPOSED += [f"main/vanilla/1/{kind}" for kind in ("curve", "video", "rollout-002000")]
+COMPOSED += [f"main/vanilla/1/{kind}" for kind in ("curve", "video", "rollout-001000")]
 COMPOSED += ["larger/self_flow/1/pretrain"]
 
 
@@ -135,15 +135,15 @@ def test_commands_compose(config: AblationConfig) -> None:
     kept = shown["main/self_flow_full_kept/1/finetune"]
     assert kept.keep_self_flow == 0.5
     assert kept.kept.attention == "full"
-    assert kept.init.endswith("main/self_flow_full/1/pretrain/checkpoints/step-001200")
+    assert kept.init.endswith("main/self_flow_full/1/pretrain/checkpoints/step-000600")
     teacher = shown["main/repa/1/pretrain"].teacher
-    assert teacher.endswith("main/vanilla/1/pretrain/checkpoints/step-001200")
+    assert teacher.endswith("main/vanilla/1/pretrain/checkpoints/step-000600")
     assert shown["main/scratch/1/finetune"].init is None
     larger = shown["larger/self_flow/1/pretrain"]
     assert (larger.model.hidden, larger.model.depth) == (256, 8)
-    end = shown["main/vanilla/1/rollout-002000"]
-    assert end.checkpoint.endswith("main/vanilla/1/finetune/checkpoints/step-002000")
-    assert (end.episodes, end.seed) == (50, 200000)
+    end = shown["main/vanilla/1/rollout-001000"]
+    assert end.checkpoint.endswith("main/vanilla/1/finetune/checkpoints/step-001000")
+    assert (end.episodes, end.seed) == (50, 210000)
 
 
 def test_a_rollout_counts_with_all_of_its_seeds(config: AblationConfig) -> None:
@@ -173,8 +173,8 @@ def test_records_of_another_config_are_refused(config: AblationConfig) -> None:
     check_records(config, [job], records)
     moved = replace(config, out=f"{config.out}/elsewhere")
     check_records(moved, chosen(moved)[:1], records)  # where `out` lies does not matter
-    longer = replace(config, pretrain_steps=2400)
-    with pytest.raises(UserError, match="steps=1200, steps=2400"):
+    longer = replace(config, pretrain_steps=1200)
+    with pytest.raises(UserError, match="steps=1200, steps=600"):
         check_records(longer, chosen(longer)[:1], records)
 
 
@@ -182,7 +182,7 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     runs = planned(config)
     jobs = [j for r in runs if r.arm in ("vanilla", "self_flow", "scratch") for j in r.jobs]
     records = {job.name: fake(config, job) for job in jobs}
-    del records["main/scratch/2/rollout-001000"]
+    del records["main/scratch/2/rollout-000500"]
     write_records(Path(config.records), records)
     Path(config.document).write_text(f"# Method\n{report.START}\nold\n{report.END}\nafter\n")
     report.check(config)
@@ -226,7 +226,7 @@ def test_episodes_are_paired_by_their_seeds(config: AblationConfig) -> None:
     records = {job.name: fake(config, job) for run in runs for job in run.jobs}
     arms = report.complete(runs, records)
     before = report.compared(arms, records, "self_flow", "vanilla")
-    own = records["main/vanilla/1/rollout-002000"]
+    own = records["main/vanilla/1/rollout-001000"]
     for key in ("seeds", "success"):
         own[key] = own[key][1:] + own[key][:1]  # in another order
     assert report.compared(arms, records, "self_flow", "vanilla") == before
@@ -248,7 +248,7 @@ def test_a_document_without_the_markers_is_refused(config: AblationConfig) -> No
 
 def test_the_plan_knows_hours_and_what_is_detectable(config: AblationConfig) -> None:
     first, other = (chosen(replace(config, seeds=[s]))[0] for s in (0, 1))
-    assert seconds(config, first, {}) == pytest.approx(1200 * 0.72)
+    assert seconds(config, first, {}) == pytest.approx(600 * 0.5)
     records = {first.name: fake(config, first)}
     assert seconds(config, other, records) == pytest.approx(180)  # as its like took
     assert "150 pairs at a rate of 50%: 16 points; 21" in detectable(config)[1]
