@@ -200,9 +200,9 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| self_flow − vanilla"))
     assert "39 : 0" in row
     assert row.endswith("| better |")
-    # 1/(n+1) reaches 1/8 a step of the curve sooner, at twice the seconds a step
+    # 1/(n+1) reaches 1/5 a point of the curve sooner, at twice the seconds a step
     row = next(line for line in text.splitlines() if line.startswith("| self_flow | 2.00 |"))
-    assert "1050, 1050, 1050 | 35.0, 35.0, 35.0" in row
+    assert "480, 480, 480 | 16.0, 16.0, 16.0" in row
     assert "≤" not in row  # not at the first point already
     assert Path(config.records).with_name("curves.png").is_file()
     assert "(curves.png)" in text
