@@ -149,7 +149,7 @@ class RolloutConfig:
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RolloutConfig)}
-_DEFAULTS |= {"execute": None, "steps": None}  # the checkpoint's own
+_DEFAULTS |= {"checkpoint": None, "execute": None, "steps": None}
 
 
 def check(config: RolloutConfig) -> None:
@@ -189,7 +189,7 @@ def check(config: RolloutConfig) -> None:
     assert config.limits
     if config.policy == "checkpoint":
         _load(config, task.embodiment)
-    elif given := [k for k in DECODING if getattr(config, k) != _DEFAULTS[k]]:
+    elif given := [k for k in ("checkpoint", *DECODING) if getattr(config, k) != _DEFAULTS[k]]:
         raise UserError(f"{given[0]}={getattr(config, given[0])}: only with policy=checkpoint")
 
 

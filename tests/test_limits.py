@@ -113,6 +113,7 @@ def test_older_runs_go_on_and_new_keys_tell_runs_apart():
         ("workspace=[0,0,1]", "six numbers"),
         ("ensemble=0.01", "ensemble=0.01: only with policy=checkpoint"),
         ("steps=4", "steps=4: only with policy=checkpoint"),
+        ("checkpoint=run", "checkpoint=run: only with policy=checkpoint"),
     ],
 )
 def test_mistakes_are_known_before_work_begins(override: str, says: str):
