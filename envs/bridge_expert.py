@@ -50,15 +50,18 @@ class BridgeExpert:
             raise UserError(f"no scripted expert of WidowX tasks for {task.name}")
         self._grip, self._pair = GRIPS[task.name], PAIRS[task.name]
 
-    def reset(self) -> None:
-        """Call at the start of every episode."""
+    def reset(self, start: dict[str, np.ndarray] | None = None) -> None:
+        """Call at the start of every episode. `start` is its first state, and needed only where
+        something else acts before the expert does."""
+        self._first = start
         self._plan: Iterator[Command] | None = None
 
     def act(self, privileged: dict[str, np.ndarray]) -> Command:
         """The next action; the tasks have one subtask, so it never says that one is done."""
         self._state = {name: value.astype(np.float64) for name, value in privileged.items()}
         if self._plan is None:
-            self._home = self._state["tool_target"][3:]
+            first = privileged if self._first is None else self._first
+            self._home = first["tool_target"][3:].astype(np.float64)
             self._plan = self._script()
         return next(self._plan)
 

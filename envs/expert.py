@@ -38,16 +38,20 @@ ASTRIDE, LOST = 0.04, 0.07  # tool to apple: near enough to close on it, too far
 class Waypoints:
     """A plan that acts through the 7-D action; subclasses write it as a generator (`_script`)."""
 
-    def reset(self) -> None:
-        """Call at the start of every episode."""
-        self._plan: Iterator[Command] | None = None
+    _plan: Iterator[Command] | None
+
+    def reset(self, start: dict[str, np.ndarray] | None = None) -> None:
+        """Call at the start of every episode. `start` is its first state, and needed only where
+        something else acts before the expert does."""
+        self._first, self._plan = start, None
 
     def act(self, privileged: dict[str, np.ndarray]) -> Command:
         """The next action, and True where it says that the current subtask is done."""
-        self._see(privileged)
         if self._plan is None:
+            self._see(privileged if self._first is None else self._first)
             self._home_p, self._home_q = self._p.copy(), self._q.copy()
             self._plan = self._script()
+        self._see(privileged)
         return next(self._plan)
 
     def _see(self, privileged: dict[str, np.ndarray]) -> None:

@@ -47,6 +47,7 @@ TWIN_ONLY = {
     "look": USUAL,
 }
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "twin"
+BUNDLED_SIMPLER = BUNDLED.with_name("simpler")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,12 @@ class RolloutConfig:
 
     @property
     def run(self) -> Path:
-        """The checkpoint's folder."""
-        return Path(self.checkpoint) if self.checkpoint else BUNDLED
+        """The checkpoint's folder: without one the bundled policy, of which SIMPLER's cabinet has
+        its own."""
+        if self.checkpoint:
+            return Path(self.checkpoint)
+        cabinet = self.backend == "simpler" and self.spec.name in DRAWER_TASKS
+        return BUNDLED_SIMPLER if cabinet else BUNDLED
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 Records a scripted expert into an episode store: about 3 s an episode and process in the twin; in
 SIMPLER's scenes (backend=simpler) 9 s, on placements that keep away from every evaluation cell. The
 store holds native-size images, the expert's action (label) and the executed one (label + noise),
-proprioception, privileged state, seed and every random draw. Run again, it continues the store;
-Ctrl-C or SIGKILL loses at most the episode in progress.
+proprioception, privileged state, seed and every random draw. With `checkpoint` a policy drives
+first, and what the expert does from there on is recorded (eval/handover.py). Run again, it
+continues the store; Ctrl-C or SIGKILL loses at most the episode in progress.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from selfflow.envs.expert import perturb
 from selfflow.envs.simpler_expert import Script, expert_for
 from selfflow.envs.tasks import photographs
 from selfflow.envs.twin_look import MOST_SIDE, USUAL, Look
+from selfflow.eval.handover import check_handover, drive
 from selfflow.eval.parts import BACKENDS, check_twin, noted, tasks_of, twin_options
 from selfflow.eval.results import check_writable
 from selfflow.eval.video import contact_sheet
 from selfflow.eval.workers import run_jobs
+from selfflow.policies.base import Policy
 
 Attempt = tuple[bool, bool]  # whether it succeeded, whether it is kept
 PLACEMENTS = {"mujoco": "mild", "simpler": "train", "fake": "mild"}  # by backend
@@ -66,6 +69,8 @@ class RecordConfig:
     robot: str = "primitives"
     photo: bool = False
     look: Look = USUAL
+    checkpoint: str | None = None
+    handover: list[int] = field(default_factory=lambda: [10, 100])
 
 
 def check(config: RecordConfig) -> None:
@@ -96,6 +101,9 @@ def check(config: RecordConfig) -> None:
             raise UserError(f"{key}={value}: must be {allowed}")
     check_seeds(config.seed, config.episodes, "train")
     check_store(config)
+    if config.checkpoint:
+        check_handover(task, config.handover)
+        make_driver(config)
 
 
 def check_placement(config: RecordConfig) -> None:
@@ -157,14 +165,32 @@ def header_of(config: RecordConfig) -> StoreHeader:
     )
 
 
-def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfig) -> EpisodeRecord:
+def make_driver(config: RecordConfig) -> Policy | None:
+    """The policy that acts before the expert. Raises UserError."""
+    if not config.checkpoint:
+        return None
+    if not Path(config.checkpoint).is_dir():
+        raise UserError(f"checkpoint={config.checkpoint}: no such folder; give a policy's run")
+    from selfflow.policies.flow_policy import load_policy  # torch takes seconds to load
+
+    return load_policy(config.checkpoint, task_named(config.task).embodiment)
+
+
+def record_episode(
+    env: RobotEnv, expert: Script, seed: int, config: RecordConfig, driver: Policy | None = None
+) -> EpisodeRecord:
     """One attempt; `success` says how it ended. The noise is drawn from the seed too."""
     rng = np.random.default_rng([seed, 1])
     noisy = bool(rng.random() < config.noisy_episodes)
     observation, info = env.reset(seed=seed)
-    expert.reset()
+    expert.reset(info["privileged"])
+    draws, driven = info["draws"] | {"noisy": float(noisy)}, 0
+    if driver:
+        steps = int(rng.integers(config.handover[0], config.handover[1] + 1))
+        observation, info, driven = drive(env, driver, observation, info, seed, steps)
+    begun = env.subtask
     seen, states, labels, executed, terminate = [observation], [info["privileged"]], [], [], []
-    left, draws, truncated = config.linger, info["draws"] | {"noisy": float(noisy)}, False
+    left, truncated = config.linger, False
     while not truncated and left > 0:
         label, done = expert.act(info["privileged"])
         label, _ = env.embodiment.clip(label)
@@ -195,11 +221,13 @@ def record_episode(env: RobotEnv, expert: Script, seed: int, config: RecordConfi
         meta={
             "progress": info["progress"],
             "ik_failed": info["ik_failed"],
-            "forced": env.subtask > sum(terminate),  # a subtask began before the last was done
+            "forced": env.subtask - begun
+            > sum(terminate),  # a subtask began before the last was done
             "noise": config.noise * noisy,  # of this episode: another run may continue the store
             "noise_turn": config.noise_turn * noisy,
             "noisy_steps": config.noisy_steps * noisy,
         }
+        | ({"driven": driven, "driver": config.checkpoint} if driver else {})
         | twin_meta(config),
     )
 
@@ -275,7 +303,7 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
 
     Raises UserError as the environment's maker does, and when train seeds are used up.
     """
-    task, header = task_named(config.task), header_of(config)
+    task, header, driver = task_named(config.task), header_of(config), make_driver(config)
     env = make_recorded(config)
     try:
         with StoreWriter(config.out, f"{worker:03d}", header) as writer:
@@ -288,7 +316,7 @@ def work(config: RecordConfig, worker: int, count: int, report: Callable[[Attemp
                         f"seed={config.seed}: no train seeds are left up to "
                         f"{SEEDS['train'].stop - 1}; choose a lower first seed"
                     )
-                record = record_episode(env, expert_for(task), seed, config)
+                record = record_episode(env, expert_for(task), seed, config, driver)
                 wrong = fault(record)
                 keep = not wrong or config.keep_failures
                 if keep:

@@ -117,7 +117,7 @@ def run_episode(
         start = time.perf_counter()
         chunk = policy.act(observation)
         tally.latencies.append(time.perf_counter() - start)
-        for action, terminate in _actions(chunk):
+        for action, terminate in actions_of(chunk):
             if terminate and env.final_subtask:
                 return tally.finish(seed, TERMINATED, limiter)
             if terminate:
@@ -142,7 +142,8 @@ def run_episode(
                 break
 
 
-def _actions(chunk: ActionChunk) -> list[tuple[np.ndarray, bool]]:
+def actions_of(chunk: ActionChunk) -> list[tuple[np.ndarray, bool]]:
+    """Each action, and whether the subtask ends before it. A ValueError for an empty chunk."""
     if len(chunk.actions) == 0:
         raise ValueError("a policy returned an empty chunk")
     ends = chunk.terminate if chunk.terminate is not None else np.zeros(len(chunk.actions), bool)
