@@ -123,7 +123,7 @@ def attempts(monkeypatch):
     """Attempts are of one step, and every fifth seed fails; returns the seeds in their order."""
     seeds = []
 
-    def attempt(env, expert, seed, config) -> EpisodeRecord:
+    def attempt(env, expert, seed, config, driver=None) -> EpisodeRecord:
         seeds.append(seed)
         zeros = np.zeros((1, 7), np.float32)
         return EpisodeRecord(
