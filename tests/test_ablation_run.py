@@ -22,7 +22,9 @@ from selfflow.worldmodel.checkpoint import folder
 @pytest.fixture
 def config(tmp_path: Path) -> AblationConfig:
     places = [f"{k}={tmp_path}/{k}" for k in ("out", "records")]
-    return compose(AblationConfig, "ablation", [*places, f"document={tmp_path}/ablation.md"])
+    return compose(
+        AblationConfig, "ablation", [*places, f"document={tmp_path}/ablation.md", "processes=1"]
+    )
 
 
 @pytest.fixture(autouse=True)
