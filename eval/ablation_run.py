@@ -81,9 +81,8 @@ def run_jobs(config: AblationConfig, jobs: list[Job], runner: Runner | None = No
                     records[job.name] = harvest(config, job, minutes)
                     write_records(path, records)
                     progress.advance(bar)
-        except BaseException:
-            halt.set()
-            raise
+        finally:
+            halt.set()  # stops what is still at work: there is something only after an error
     return all(job.name in records for job in jobs)
 
 
