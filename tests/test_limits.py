@@ -142,3 +142,20 @@ def test_the_imagined_frame_of_a_step_is_shown_beside_it():
     assert [imagined(step) for step in range(1, 7)] == [1, 1, 2, 2, 2, 2]
     policy.imagined = np.full((1, 4, 5, 3), 9, np.uint8), 2
     assert imagined(7) == 9
+
+
+@pytest.mark.parametrize(
+    ("backend", "task", "name"),
+    [
+        ("mujoco", "open_drawer_place", "twin"),
+        ("simpler", "open_drawer_place", "simpler"),
+        ("simpler", "close_middle_drawer", "simpler"),
+        ("simpler", "pick_coke_can", "twin"),
+    ],
+)
+def test_the_bundled_policy_is_that_of_the_scene(backend: str, task: str, name: str):
+    config = compose(RolloutConfig, "rollout", [f"backend={backend}", f"task={task}"])
+    assert config.run.name == name
+    assert (config.run / "model.safetensors").stat().st_size < 25e6
+    given = compose(RolloutConfig, "rollout", [f"backend={backend}", "checkpoint=mine"])
+    assert str(given.run) == "mine"
