@@ -74,6 +74,9 @@ def test_it_stops_where_nothing_is_left_to_do(driven: Callable[..., tuple]):
         def act(self, observation: Observation) -> ActionChunk:
             return ActionChunk(np.zeros((2, 7), np.float32), np.array([False, True]))
 
+    env = make_fake(PLACE)
+    observation, info = env.reset(seed=3)
+    assert drive(env, Driver(), observation, info | {"success": True}, 3, 10)[-1] == 0
     env, _, _, steps = driven(10, Ends())  # one step a subtask, then the last one's end
     assert (steps, env.subtask) == (2, 1)
 

@@ -321,3 +321,19 @@ def test_expert_commands_from_the_target_and_within_a_step_s_limits():
     np.testing.assert_allclose(action[:3], expected, atol=1e-9)
     with pytest.raises(UserError, match="open_top_drawer"):
         BridgeExpert(task_named("open_top_drawer"))
+
+
+def test_expert_that_takes_over_keeps_the_episode_s_home():
+    expert, half = BridgeExpert(CARROT), np.sqrt(0.5)
+    first = _state((0.15, 0.0, 0.02)) | {
+        "tool": np.array([-0.14, 0.03, 1.0, 0.0, half, 0.0, -half]),
+        "tool_target": np.array([-0.13, 0.03, 1.0, 0.0, half, 0.0, -half]),
+        "base": np.array([0.147, 0.028, 0.87, 0.0, 0.0, 0.0, 1.0]),
+    }
+    turned = first | {"tool_target": np.array([-0.1, 0.1, 0.9, 1.0, 0.0, 0.0, 0.0])}
+    expert.reset(first)
+    expert.act(turned)
+    np.testing.assert_array_equal(expert._home, first["tool_target"][3:])
+    expert.reset()
+    expert.act(turned)
+    np.testing.assert_array_equal(expert._home, turned["tool_target"][3:])
