@@ -221,8 +221,8 @@ def record_episode(
         meta={
             "progress": info["progress"],
             "ik_failed": info["ik_failed"],
-            "forced": env.subtask - begun
-            > sum(terminate),  # a subtask began before the last was done
+            # a subtask began before the last was done
+            "forced": env.subtask - begun > sum(terminate),
             "noise": config.noise * noisy,  # of this episode: another run may continue the store
             "noise_turn": config.noise_turn * noisy,
             "noisy_steps": config.noisy_steps * noisy,
