@@ -113,6 +113,7 @@ def test_the_plan_keeps_the_episode_s_home():
     """The arm's first pose gives the gripper's, wherever the policy has left the arm."""
     env = make_fake(PLACE)
     _, first = env.reset(seed=0)
+    later = first
     for _ in range(5):
         _, _, _, _, later = env.step(np.array([0, 0.1, 0, 0, 0, 0.3, 1]))
     moved, still = DrawerExpert(PLACE), DrawerExpert(PLACE)
