@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.datasets.spec import Task
+from selfflow.datasets.spec import Task, UserError
 from selfflow.envs.placements import (
     ATTEMPTS,
     KEEP_AWAY,
@@ -90,7 +90,8 @@ class CabinetConfig:
     photo_x: Range = (-0.12, 0.03)
     photo_y: Range = (-0.04, 0.04)
     photo_yaw: Range = (-0.02, 0.02)
-    plain_share: float = 0.5  # of training episodes with plain colours instead of a photograph
+    shown: tuple[str, ...] = tuple(DRAWER_POSES)  # whose photographs training shows
+    plain_share: float = 0.5  # of training episodes with plain colours instead of one
     keep_away: float = KEEP_AWAY  # m, of training's robots and apples from every cell
     reach: float = float("inf")  # m at most from the robot to the apple in training
     opening: float = 0.0  # m, of the task's drawer at the start
@@ -98,21 +99,22 @@ class CabinetConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-
-@dataclass(frozen=True)
-class Cells:
-    """What SIMPLER evaluates a task on, and what training shows of it."""
-
-    poses: tuple[str, ...] = tuple(DRAWER_POSES)  # of visual matching
-    variants: tuple[Pose, ...] = VARIANT_POSES
-    apples: tuple[tuple[float, float], ...] = ()  # x, y; none in a task without an apple
-    shown: tuple[str, ...] = tuple(DRAWER_POSES)  # whose photographs training shows
+        if not self.shown or not set(self.shown) <= DRAWER_POSES.keys():
+            raise UserError(f"shown={list(self.shown)}: must be some of {', '.join(DRAWER_POSES)}")
 
     @property
     def photographs(self) -> tuple[str, ...]:
         """Names (envs/simpler_assets.py) of those that training shows."""
         return tuple(f"open_drawer_{pose}" for pose in self.shown)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What SIMPLER evaluates a task on."""
+
+    poses: tuple[str, ...] = tuple(DRAWER_POSES)  # of visual matching
+    variants: tuple[Pose, ...] = VARIANT_POSES
+    apples: tuple[tuple[float, float], ...] = ()  # x, y; none in a task without an apple
 
 
 def drawer_of(task: Task) -> str:
@@ -146,7 +148,7 @@ def _draw_train(
     config: CabinetConfig, cells: Cells, drawer: str, rng: np.random.Generator
 ) -> dict[str, float]:
     plain = rng.random() < config.plain_share
-    pose = cells.shown[rng.integers(len(cells.shown))]
+    pose = config.shown[rng.integers(len(config.shown))]
     start = _draw_fitting(config, cells, None if plain else pose, rng)
     photo = PLAIN if plain else float(list(DRAWER_POSES).index(pose))
     look = {"photo": photo} | {name: float(rng.uniform(20, 235)) for name in PLAIN_COLOURS}

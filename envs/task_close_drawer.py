@@ -15,7 +15,6 @@ from selfflow.envs import cabinet_placements as cabinet
 from selfflow.envs.placements import Privileged, Range
 
 CELLS = cabinet.Cells()
-PHOTOGRAPHS = CELLS.photographs
 
 
 @dataclass(frozen=True)

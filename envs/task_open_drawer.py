@@ -22,7 +22,6 @@ from selfflow.envs.cabinet_placements import (
 from selfflow.envs.placements import Privileged
 
 CELLS = Cells()
-PHOTOGRAPHS = CELLS.photographs
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,7 @@ from selfflow.envs import cabinet_placements as cabinet
 from selfflow.envs.placements import Privileged
 
 PLACE_POSES = ("a0", "b0", "c0")
-# The photographs it is evaluated on are not shown in training.
-CELLS = cabinet.Cells(
-    PLACE_POSES,
-    cabinet.VARIANT_POSES[:3],
-    cabinet.APPLE_GRID,
-    tuple(pose for pose in cabinet.DRAWER_POSES if pose not in PLACE_POSES),
-)
-PHOTOGRAPHS = CELLS.photographs
+CELLS = cabinet.Cells(PLACE_POSES, cabinet.VARIANT_POSES[:3], cabinet.APPLE_GRID)
 FLOOR = np.array([-0.295, 0.0, 0.635])  # m, middle of the drawer's floor while it is shut
 
 
@@ -34,6 +27,8 @@ class Config(cabinet.CabinetConfig):
     opened: float = 0.15  # opening from which on the first subtask is done, for progress only
     lifted: float = 0.05  # of the apple above its start, for progress only
     reach: float = 0.84
+    # the photographs it is evaluated on are not shown in training
+    shown: tuple[str, ...] = tuple(p for p in cabinet.DRAWER_POSES if p not in PLACE_POSES)
 
 
 def default_config() -> Config:

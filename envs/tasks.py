@@ -12,6 +12,8 @@
 Success is SIMPLER's, in every simulator. World frame, metres.
 """
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,6 +75,41 @@ def default_config(task: Task) -> Any:
     return FILES[task.name].default_config()
 
 
+def config_with(task: Task, changes: Mapping[str, Any]) -> Any:
+    """The default config with other values, given as a yaml file has them: lists for tuples, a
+    mapping for what has fields itself. Raises UserError."""
+    return _replaced(default_config(task), changes, "task_config") if changes else None
+
+
+def _replaced(config: Any, changes: Mapping[str, Any], at: str) -> Any:
+    values = {}
+    for name, value in changes.items():
+        if name not in (names := [field.name for field in fields(config)]):
+            raise UserError(f"{at}.{name}: no such key; choose one of {', '.join(names)}")
+        usual = getattr(config, name)
+        if is_dataclass(usual) and isinstance(value, Mapping):
+            values[name] = _replaced(usual, value, f"{at}.{name}")
+        elif not _alike(value, usual):
+            raise UserError(f"{at}.{name}={value}: must be like {usual}")
+        elif isinstance(usual, tuple):
+            values[name] = tuple(type(usual[0])(v) for v in value)
+        else:
+            values[name] = type(usual)(value)
+    return replace(config, **values)
+
+
+def _alike(value: Any, usual: Any) -> bool:
+    """Whether a value of a yaml file may stand for this one: as many numbers, or any words."""
+    if isinstance(usual, tuple):
+        if not isinstance(value, list | tuple) or not all(_alike(v, usual[0]) for v in value):
+            return False
+        return isinstance(usual[0], str) or len(value) == len(usual)
+    if isinstance(usual, str):
+        return isinstance(value, str)
+    numbers = isinstance(usual, int | float) and isinstance(value, int | float)
+    return numbers and not isinstance(value, bool) and value == value  # nan is not
+
+
 def rules_of(task: Task, config: Any = None) -> Rules:
     """The task's rules, with another config than the default if given. Raises UserError."""
     if config is None:
@@ -115,15 +152,17 @@ def draw_placement(
     return drawn
 
 
-def photographs(task: Task) -> tuple[str, ...]:
+def photographs(task: Task, config: Any = None) -> tuple[str, ...]:
     """Names (envs/simpler_assets.py) of those that training placements show.
 
-    Place-apple is evaluated on a0, b0 and c0, which are left out. The other drawer tasks, coke can,
-    move near and WidowX are evaluated on the very photographs that are shown here.
+    Place-apple is evaluated on a0, b0 and c0, which its default config leaves out. The other drawer
+    tasks, coke can, move near and WidowX are evaluated on the very photographs that are shown here.
     """
     if task.name in BRIDGE_RULES:
         return (bridge_photo(task),)
-    return FILES[task.name].PHOTOGRAPHS
+    if task.name in DRAWER_TASKS:
+        return (config or default_config(task)).photographs
+    return TABLE_TASKS[task.name].PHOTOGRAPHS
 
 
 def objects(task: Task, placement: dict[str, float]) -> list[Placed]:

@@ -12,7 +12,8 @@ from selfflow.envs.expert import DrawerExpert
 from selfflow.envs.fake import make_fake
 from selfflow.envs.twin import make_mujoco
 from selfflow.eval.handover import drive
-from selfflow.eval.record_demos import RecordConfig, check, fault, record_episode
+from selfflow.eval.record_config import RecordConfig, check
+from selfflow.eval.record_demos import fault, record_episode
 
 PLACE = task_named("open_drawer_place")
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "twin"

@@ -19,16 +19,8 @@ from selfflow.envs.expert import DrawerExpert
 from selfflow.envs.fake import make_fake
 from selfflow.envs.twin import make_mujoco
 from selfflow.eval import record_demos
-from selfflow.eval.record_demos import (
-    RecordConfig,
-    check,
-    fault,
-    header_of,
-    main,
-    record_episode,
-    shares,
-    work,
-)
+from selfflow.eval.record_config import RecordConfig, check, header_of
+from selfflow.eval.record_demos import fault, main, record_episode, shares, work
 
 SCRIPT = Path(__file__).parents[1] / "eval" / "record_demos.py"
 

@@ -25,7 +25,8 @@ from selfflow.envs.tasks import (
     photographs,
 )
 from selfflow.eval.grids import visual_matching
-from selfflow.eval.record_demos import RecordConfig, check, header_of, main
+from selfflow.eval.record_config import RecordConfig, check, header_of
+from selfflow.eval.record_demos import main
 
 ASSETS = Path(__file__).parents[2] / "shared" / "simpler_assets"
 DRAWS = 1000

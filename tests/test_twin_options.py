@@ -19,7 +19,8 @@ from selfflow.envs.twin_look import USUAL, Look
 from selfflow.eval import parts, play, record_demos, teleop
 from selfflow.eval.parts import TWIN_ONLY, RolloutConfig, from_noted, noted, twin_options
 from selfflow.eval.play import PlayConfig
-from selfflow.eval.record_demos import RecordConfig, tell_mixture
+from selfflow.eval.record_config import RecordConfig
+from selfflow.eval.record_demos import tell_mixture
 from selfflow.eval.teleop import TeleopConfig
 from selfflow.eval.viewers import Camera
 
