@@ -1,4 +1,4 @@
-"""Curves of the pretrainings: how soon each is where the reference ends, by steps and by minutes.
+"""Curves of the pretrainings, how soon each is where the reference ends; of success as well.
 
 Minutes are steps times the median seconds of that run's steps, so that what else the machine did
 for a while counts little.
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from selfflow.eval.ablation_config import REFERENCE
+from selfflow.eval.ablation_config import MAIN, REFERENCE
 from selfflow.eval.ablation_plan import CURVE, PRETRAIN, Run
 from selfflow.eval.ablation_records import Record, curve_of
 from selfflow.eval.ablation_stats import first_reach, value_at
 from selfflow.eval.chart import Line, Panel, save_chart
+from selfflow.eval.report import wilson
 
 Arms = dict[tuple[str, str], list[Run]]
 KINDS = {"loss": ("held-out loss", False), "probe": ("probe R2, tau 0.5", True)}  # rises?
@@ -72,6 +73,29 @@ def plot(path: Path, arms: Arms, records: dict[str, Record]) -> None:
     if any(panel.lines for panel in panels):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_chart(panels, path, columns=len(KINDS) * len(AXES))
+
+
+def rolled(runs: Sequence[Run], records: dict[str, Record]) -> dict[int, list[int]]:
+    """1 or 0, success, of all episodes of an arm's runs, by step of the fine-tuning."""
+    found: dict[int, list[int]] = {}
+    for run in runs:
+        for job in run.rollouts:
+            step = int(job.name.rpartition("-")[2])
+            found.setdefault(step, []).extend(records[job.name]["success"])
+    return found
+
+
+def plot_success(path: Path, arms: Arms, records: dict[str, Record]) -> None:
+    """Rates of the main size's arms over all training seeds, with Wilson's intervals."""
+    lines = []
+    for (size, arm), runs in arms.items():
+        if size == MAIN:
+            steps, outcomes = zip(*rolled(runs, records).items(), strict=True)
+            low, high = zip(*(wilson(sum(o), len(o)) for o in outcomes), strict=True)
+            lines.append(Line(arm, steps, [fmean(o) for o in outcomes], low, high))
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_chart([Panel("success", "steps of fine-tuning", lines, 0, 1)], path, columns=1)
 
 
 def _line(name: str, runs: Sequence[Run], kind: str, axis: str, records: dict[str, Record]) -> Line:

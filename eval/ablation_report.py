@@ -1,19 +1,21 @@
 """python eval/ablation_report.py   (reads docs/ablation/records.jsonl, runs nothing)
 
 Writes what the finished runs of eval/ablation.py say into its document, between two markers, and
-the curves as a PNG beside the records. An arm that lacks a job is counted, and nothing of it is
+plots as PNG beside the records. An arm that lacks a job is counted, and nothing of it is
 shown. Keys: configs/ablation.yaml, as for eval/ablation.py.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from selfflow.configs.entry import launch
 from selfflow.datasets.spec import UserError
 from selfflow.eval.ablation_config import ARMS, MAIN, REFERENCE, AblationConfig, check_plan
-from selfflow.eval.ablation_curves import curve_tables, markdown, plot
+from selfflow.eval.ablation_curves import curve_tables, markdown, plot, plot_success, rolled
 from selfflow.eval.ablation_plan import FINETUNE, PRETRAIN, VIDEO, Run, planned
 from selfflow.eval.ablation_records import (
     Record,
@@ -68,17 +70,31 @@ def main(config: AblationConfig) -> None:
     runs = planned(config)
     arms = complete(runs, records)
     done = sum(all(job.name in records for job in run.jobs) for run in runs)
-    image = Path(config.records).with_name("curves.png")
     parts = [head(runs, done, arms)]
     if arms:
-        parts += [success_table(arms, records), *comparisons(arms, records)]
-        parts += [*measures(arms, records), *curve_tables(arms, records)]
-        plot(image, arms, records)
-        if image.is_file():  # no arm with a pretraining, no curves
-            link = os.path.relpath(image, Path(config.document).parent)
-            parts.append(f"![Curves of the pretraining against steps and minutes]({link})")
+        parts += [success_table(arms, records)]
+        parts += [plotted(config, "success", "Success by arm", plot_success, arms, records)]
+        parts += [*comparisons(arms, records), *measures(arms, records)]
+        parts += curve_tables(arms, records)
+        title = "Curves of the pretraining against steps and minutes"
+        parts += [plotted(config, "curves", title, plot, arms, records)]
     document(Path(config.document), "\n\n".join(part for part in parts if part))
     print(f"{done} runs of {len(runs)} planned are done; report: {config.document}")
+
+
+def plotted(
+    config: AblationConfig,
+    name: str,
+    title: str,
+    draw: Callable[[Path, Arms, dict[str, Record]], None],
+    *given: Any,
+) -> str:
+    """Draws NAME.png beside the records; its line in the document, none where nothing was drawn."""
+    image = Path(config.records).with_name(f"{name}.png")
+    image.unlink(missing_ok=True)
+    draw(image, *given)
+    link = os.path.relpath(image, Path(config.document).parent)
+    return f"![{title}]({link})" if image.is_file() else ""
 
 
 def complete(runs: list[Run], records: dict[str, Record]) -> Arms:
@@ -110,8 +126,7 @@ def success_table(arms: Arms, records: dict[str, Record]) -> str:
         if size != MAIN:
             continue
         rates = []
-        for jobs in zip(*(run.rollouts for run in runs), strict=True):
-            outcomes = [s for job in jobs for s in records[job.name]["success"]]
+        for outcomes in rolled(runs, records).values():
             low, high = wilson(sum(outcomes), len(outcomes))
             rate = sum(outcomes) / len(outcomes)
             rates.append(
@@ -123,7 +138,7 @@ def success_table(arms: Arms, records: dict[str, Record]) -> str:
         rows.append([arm, *rates, seeds, _progress(last), _minutes(runs, records)])
     if not rows:
         return ""
-    marks = [job.name.rpartition("-")[2].lstrip("0") for job in arms[MAIN, rows[0][0]][0].rollouts]
+    marks = rolled(arms[MAIN, rows[0][0]], records)
     heads = ["arm", *(f"success after {mark} steps (Wilson 95 %)" for mark in marks)]
     heads += ["by training seed", "progress at the end", "training minutes a run"]
     note = "Wilson's interval takes episodes as independent; those of one seed are not quite."

@@ -206,6 +206,8 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     assert "≤" not in row  # not at the first point already
     assert Path(config.records).with_name("curves.png").is_file()
     assert "(curves.png)" in text
+    assert Path(config.records).with_name("success.png").is_file()
+    assert "(success.png)" in text
 
 
 def test_the_correction_counts_planned_arms(config: AblationConfig) -> None:
