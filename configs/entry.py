@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -182,6 +183,9 @@ def _explain(error: HydraException, config_name: str) -> str:
     if text.startswith("Could not override"):
         key = text.split("'")[1]
         cfg: Any = hydra.compose(config_name)
+        for mapping in accumulate(key.split("."), "{}.{}".format):
+            if OmegaConf.select(cfg, mapping) == {}:  # by default: what it may hold is not known
+                return f"{key}: give its values one by one, +{mapping}.NAME=VALUE"
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if not isinstance(node, DictConfig):  # no such parent either

@@ -133,6 +133,10 @@ class RobotEnv(gymnasium.Env):
         self._running = False  # between reset and close
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
+    def with_config(self, config: Any) -> "RobotEnv":
+        """The same simulator's, with another config of the task; None is the default one."""
+        return RobotEnv(self.simulator, self.task, self.placement, self.pictures, config)
+
     def reset(
         self, *, seed: int | None = None, options: dict | None = None
     ) -> tuple[Observation, Info]:

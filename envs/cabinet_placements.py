@@ -81,7 +81,8 @@ TRAIN = Ranges((0.62, 0.90), (-0.23, 0.26), (-0.08, 0.04), (-0.10, 0.0), (-0.04,
 
 @dataclass(frozen=True)
 class CabinetConfig:
-    """Where a cabinet task starts. The cells of `grid` and `variants` are SIMPLER's and stay."""
+    """Where a cabinet task starts, and what training shows. The cells of `grid` and `variants` are
+    SIMPLER's and stay."""
 
     mild: Ranges = MILD
     train: Ranges = TRAIN
@@ -101,11 +102,13 @@ class CabinetConfig:
         check_ranges(self)
         if not self.shown or not set(self.shown) <= DRAWER_POSES.keys():
             raise UserError(f"shown={list(self.shown)}: must be some of {', '.join(DRAWER_POSES)}")
+        if not 0 <= self.plain_share <= 1:
+            raise UserError(f"plain_share={self.plain_share}: must be between 0 and 1")
 
     @property
     def photographs(self) -> tuple[str, ...]:
         """Names (envs/simpler_assets.py) of those that training shows."""
-        return tuple(f"open_drawer_{pose}" for pose in self.shown)
+        return tuple(f"open_drawer_{pose}" for pose in DRAWER_POSES if pose in self.shown)
 
 
 @dataclass(frozen=True)

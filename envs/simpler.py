@@ -46,7 +46,7 @@ def make_simpler(
     | variant | of the Google robot's scenes: envs/simpler_variants.py |
     | pictures | False leaves `images` empty and draws nothing but what `render()` asks for |
 
-    Another config of the task: `RobotEnv(make_simpler(task).simulator, task, config=config)`.
+    Another config of the task: `make_simpler(task).with_config(config)`.
     Raises UserError for a task or option that is not there, and where SAPIEN, a Vulkan device or
     the assets are missing.
     """

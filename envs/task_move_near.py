@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfflow.datasets.spec import Task
+from selfflow.datasets.spec import Task, UserError
 from selfflow.envs.placements import ATTEMPTS, KEEP_AWAY, Privileged, cell_number, no_room
 from selfflow.envs.table_objects import MODELS, Placed
 
@@ -43,6 +43,10 @@ class Config:
     lifted: float = 0.02  # of the source above its start, for progress only
     spread: float = 0.03  # of drawn things about their layout, each way in x and y
     keep_away: float = KEEP_AWAY  # of each from its place in the layout
+
+    def __post_init__(self) -> None:
+        if self.spread < 0:
+            raise UserError(f"spread={self.spread}: must not be negative")
 
 
 def default_config() -> Config:

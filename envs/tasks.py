@@ -14,6 +14,7 @@ Success is SIMPLER's, in every simulator. World frame, metres.
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from math import isfinite
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -77,7 +78,7 @@ def default_config(task: Task) -> Any:
 
 def config_with(task: Task, changes: Mapping[str, Any]) -> Any:
     """The default config with other values, given as a yaml file has them: lists for tuples, a
-    mapping for what has fields itself. Raises UserError."""
+    mapping for what has fields itself; None without any. Raises UserError."""
     return _replaced(default_config(task), changes, "task_config") if changes else None
 
 
@@ -86,7 +87,8 @@ def _replaced(config: Any, changes: Mapping[str, Any], at: str) -> Any:
     for name, value in changes.items():
         if name not in (names := [field.name for field in fields(config)]):
             raise UserError(f"{at}.{name}: no such key; choose one of {', '.join(names)}")
-        usual = getattr(config, name)
+        usual: Any = getattr(config, name)
+        kind: Any = type(usual)
         if is_dataclass(usual) and isinstance(value, Mapping):
             values[name] = _replaced(usual, value, f"{at}.{name}")
         elif not _alike(value, usual):
@@ -94,8 +96,11 @@ def _replaced(config: Any, changes: Mapping[str, Any], at: str) -> Any:
         elif isinstance(usual, tuple):
             values[name] = tuple(type(usual[0])(v) for v in value)
         else:
-            values[name] = type(usual)(value)
-    return replace(config, **values)
+            values[name] = kind(value)
+    try:
+        return replace(config, **values)
+    except UserError as e:
+        raise UserError(f"{at}.{e}") from e
 
 
 def _alike(value: Any, usual: Any) -> bool:
@@ -106,8 +111,10 @@ def _alike(value: Any, usual: Any) -> bool:
         return isinstance(usual[0], str) or len(value) == len(usual)
     if isinstance(usual, str):
         return isinstance(value, str)
-    numbers = isinstance(usual, int | float) and isinstance(value, int | float)
-    return numbers and not isinstance(value, bool) and value == value  # nan is not
+    kinds: Any = {int: int, float: (int, float)}.get(type(usual), ())
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return isfinite(value) or value == usual
 
 
 def rules_of(task: Task, config: Any = None) -> Rules:

@@ -61,8 +61,9 @@ def points(
     return (steps if axis == "steps" else [step * each for step in steps]), values
 
 
-def plot(path: Path, arms: Arms, records: dict[str, Record]) -> None:
-    """A row of panels a size; means over training seeds, bars from the least to the most."""
+def plot(path: Path, arms: Arms, records: dict[str, Record]) -> bool:
+    """A row of panels a size; means over training seeds, bars from the least to the most. False
+    where there is nothing to draw."""
     panels = []
     for size in dict.fromkeys(size for size, _ in arms):
         shown = pretrainings(arms, size)
@@ -70,9 +71,7 @@ def plot(path: Path, arms: Arms, records: dict[str, Record]) -> None:
             for axis in AXES:
                 lines = [_line(name, runs, kind, axis, records) for name, runs in shown.items()]
                 panels.append(Panel(f"{title}, {size}", axis, lines))
-    if any(panel.lines for panel in panels):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_chart(panels, path, columns=len(KINDS) * len(AXES))
+    return _drawn(panels, path, columns=len(KINDS) * len(AXES))
 
 
 def rolled(runs: Sequence[Run], records: dict[str, Record]) -> dict[int, list[int]]:
@@ -85,17 +84,24 @@ def rolled(runs: Sequence[Run], records: dict[str, Record]) -> dict[int, list[in
     return found
 
 
-def plot_success(path: Path, arms: Arms, records: dict[str, Record]) -> None:
-    """Rates of the main size's arms over all training seeds, with Wilson's intervals."""
+def plot_success(path: Path, arms: Arms, records: dict[str, Record]) -> bool:
+    """Rates of the main size's arms over all training seeds, with Wilson's intervals; False where
+    there is none."""
     lines = []
     for (size, arm), runs in arms.items():
         if size == MAIN:
             steps, outcomes = zip(*rolled(runs, records).items(), strict=True)
             low, high = zip(*(wilson(sum(o), len(o)) for o in outcomes), strict=True)
             lines.append(Line(arm, steps, [fmean(o) for o in outcomes], low, high))
-    if lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_chart([Panel("success", "steps of fine-tuning", lines, 0, 1)], path, columns=1)
+    return _drawn([Panel("success", "steps of fine-tuning", lines, 0, 1)], path, columns=1)
+
+
+def _drawn(panels: Sequence[Panel], path: Path, columns: int) -> bool:
+    if not any(panel.lines for panel in panels):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_chart(panels, path, columns)
+    return True
 
 
 def _line(name: str, runs: Sequence[Run], kind: str, axis: str, records: dict[str, Record]) -> Line:

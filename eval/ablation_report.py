@@ -65,7 +65,7 @@ def check(config: AblationConfig) -> None:
 
 
 def main(config: AblationConfig) -> None:
-    """Writes document and plot; says where they lie."""
+    """Writes document and plots; says where the document lies."""
     records = read_records(Path(config.records))
     runs = planned(config)
     arms = complete(runs, records)
@@ -86,15 +86,13 @@ def plotted(
     config: AblationConfig,
     name: str,
     title: str,
-    draw: Callable[[Path, Arms, dict[str, Record]], None],
+    draw: Callable[[Path, Arms, dict[str, Record]], bool],
     *given: Any,
 ) -> str:
     """Draws NAME.png beside the records; its line in the document, none where nothing was drawn."""
     image = Path(config.records).with_name(f"{name}.png")
-    image.unlink(missing_ok=True)
-    draw(image, *given)
     link = os.path.relpath(image, Path(config.document).parent)
-    return f"![{title}]({link})" if image.is_file() else ""
+    return f"![{title}]({link})" if draw(image, *given) else ""
 
 
 def complete(runs: list[Run], records: dict[str, Record]) -> Arms:

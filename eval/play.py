@@ -9,6 +9,7 @@ With a display it runs in MuJoCo's viewer, else it becomes `out`/episode.mp4. Wh
 the twin is acted again, from its seed and actions; other recordings are shown by their pictures.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from selfflow.datasets.source import open_source
 from selfflow.datasets.spec import SEEDS, Observation, UserError
 from selfflow.datasets.store import EpisodeRecord, EpisodeStore
 from selfflow.envs.base import RobotEnv
+from selfflow.envs.tasks import config_with
 from selfflow.envs.twin_look import Look
 from selfflow.eval import parts
 from selfflow.eval.parts import POLICIES, TWIN_ONLY, RolloutConfig, from_noted
@@ -182,9 +184,12 @@ def _in_window(window: Window, period: float) -> Iterator[Add]:
         window.close()
 
 
-def play_simulated(config: PlayConfig, rollout: RolloutConfig, run: Callable[..., str]) -> None:
-    """Shows `run(env, record)` step by step."""
+def play_simulated(
+    config: PlayConfig, rollout: RolloutConfig, run: Callable[..., str], changes: str = "{}"
+) -> None:
+    """Shows `run(env, record)` step by step; `changes` are those of the task's config, as JSON."""
     env = parts.make_env(rollout)
+    env = env.with_config(config_with(env.task, json.loads(changes)))
     size = (config.size[0], config.size[1]) if config.size else None
     camera = Camera(env, size)
     try:
@@ -228,7 +233,8 @@ def main(config: PlayConfig) -> None:
                  "seed": episode.seed, "policy": "hold", "checkpoint": None,
                  **from_noted(episode.meta)}  # fmt: skip
         rollout = config.rollout(**again)
-        play_simulated(config, rollout, lambda env, record: replay(env, episode, record))
+        changes = episode.meta.get("task_config", "{}")
+        play_simulated(config, rollout, lambda env, record: replay(env, episode, record), changes)
         return
     hz = float(source.metadata(config.episode).get("fps", source.embodiment.control_hz))
     with screen(config, None, source.cameras[0], hz * config.speed) as add:

@@ -87,14 +87,14 @@ def record_episode(
             "noisy_steps": config.noisy_steps * noisy,
         }
         | ({"driven": driven, "driver": config.checkpoint} if driver else {})
-        | ({"task_config": json.dumps(config.task_config)} if config.task_config else {})
-        | twin_meta(config),
+        | options_meta(config),
     )
 
 
-def twin_meta(config: RecordConfig) -> dict[str, Any]:
-    """The twin's options for an episode's meta; nothing of another simulator's."""
-    return noted(twin_options(config)) if config.backend == "mujoco" else {}
+def options_meta(config: RecordConfig) -> dict[str, Any]:
+    """The twin's options and the task's for an episode's meta."""
+    own = {"task_config": json.dumps(config.task_config)}
+    return (noted(twin_options(config)) if config.backend == "mujoco" else {}) | own
 
 
 def make_recorded(config: RecordConfig) -> RobotEnv:
@@ -105,19 +105,15 @@ def make_recorded(config: RecordConfig) -> RobotEnv:
         options |= twin_options(config)
     task = task_named(config.task)
     env = BACKENDS[config.backend](task, header.placement, **options)
-    if not config.task_config:
-        return env
-    return RobotEnv(
-        env.simulator, task, header.placement, config=config_with(task, config.task_config)
-    )
+    return env.with_config(config_with(task, config.task_config))
 
 
 def tell_mixture(config: RecordConfig) -> None:
-    """Prints a line where `out` holds episodes with other options of the twin."""
+    """Prints a line where `out` holds episodes with other options of the twin or the task."""
     if not (Path(config.out) / "store.json").exists():
         return
-    ours, store = twin_meta(config), EpisodeStore(config.out)
-    held = [store.metadata(i) for i in range(len(store))]
+    ours, store = options_meta(config), EpisodeStore(config.out)
+    held = [{"task_config": "{}", **store.metadata(i)} for i in range(len(store))]
     other = {f"{k}={m[k]}" for m in held for k, v in ours.items() if k in m and m[k] != v}
     if other:
         print(

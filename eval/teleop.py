@@ -204,7 +204,7 @@ def drive(
             last = devices.DONE in wanted.commands and env.final_subtask and not take.done
             spent = round(time.monotonic() - began, 1)  # s that the operator took
             said = {"device": config.device, "seconds": spent}
-            said |= record_demos.twin_meta(config.recorder())
+            said |= record_demos.options_meta(config.recorder())
             return end, take.record(last, **said) if take.actions else None
         if wanted.commands:
             show(take, pilot)

@@ -11,8 +11,9 @@ from selfflow.datasets.spec import UserError, task_named
 from selfflow.datasets.store import EpisodeStore
 from selfflow.envs.cabinet_placements import APPLE_GRID, DRAWER_POSES, PLAIN, ROBOT_CELLS
 from selfflow.envs.tasks import FILES, config_with, default_config, draw_placement, photographs
+from selfflow.eval import play
 from selfflow.eval.record_config import RecordConfig, check, header_of
-from selfflow.eval.record_demos import main
+from selfflow.eval.record_demos import main, tell_mixture
 
 PLACE = task_named("open_drawer_place")
 
@@ -53,7 +54,10 @@ def test_every_task_takes_its_own_values_again(name: str):
         ("shown=a0", "task_config.shown=a0: must be like"),
         ("photo_x=[1]", r"task_config.photo_x=\[1\]: must be like \(-0.12, 0.03\)"),
         ("photo_x=[1,x]", "task_config.photo_x=.*: must be like"),
-        ("photo_x=[0.3,0.1]", r"photo_x=\(0.3, 0.1\): must be \(low, high\)"),
+        ("photo_x=[0.3,0.1]", r"task_config.photo_x=\(0.3, 0.1\): must be \(low, high\)"),
+        ("photo_x=[-inf,inf]", r"task_config.photo_x=\[-inf, inf\]: must be like"),
+        ("train.apple_x=[1,0]", r"task_config.train.apple_x=\(1.0, 0.0\): must be \(low, high\)"),
+        ("plain_share=7", "task_config.plain_share=7.0: must be between 0 and 1"),
         ("train=3", "task_config.train=3: must be like"),
         ("plain_share=true", "task_config.plain_share=True: must be like 0.5"),
         ("keep_away=0.01", "task_config.keep_away=0.01: must be 0.015 m or more"),
@@ -65,13 +69,28 @@ def test_what_is_no_value_is_refused(change: str, said: str):
         check(config(change))
 
 
+@pytest.mark.parametrize("value", ["5.7", "inf", "true"])
+def test_a_count_stays_one(value: str):
+    with pytest.raises(UserError, match=r"task_config.high_steps=.*: must be like 5"):
+        check(config(f"high_steps={value}", task="pick_coke_can"))
+
+
+@pytest.mark.parametrize(
+    "override", ["plain_share=0.2", "train.apple_x=[0,1]", "={plain_share:0.2}"]
+)
+def test_how_to_give_them_is_said(override: str):
+    given = f"task_config{override if override.startswith('=') else '.' + override}"
+    with pytest.raises(UserError, match=r"one by one, \+task_config.NAME=VALUE"):
+        compose(RecordConfig, "record", ["task=open_drawer_place", given])
+
+
 def test_tasks_without_one_are_told():
     with pytest.raises(UserError, match="widowx_spoon_on_towel has no config"):
         check(config("keep_away=0.03", task="widowx_spoon_on_towel"))
 
 
 def test_photographs_are_the_configs():
-    shown = config("shown=[a0,c0]")
+    shown = config("shown=[c0,a0,a0]")
     assert header_of(shown).photographs == ("open_drawer_a0", "open_drawer_c0")
     names = photographs(PLACE)
     assert names == header_of(config()).photographs
@@ -93,13 +112,28 @@ def test_placements_keep_away_from_every_cell_also_where_the_evaluations_photogr
     assert 20 <= seen.count(PLAIN) <= 60  # of 200, at 0.2
 
 
-def test_a_recording_starts_by_it_and_notes_it(tmp_path):
+def test_a_recording_starts_by_it_notes_it_and_is_played_by_it(tmp_path, capsys):
     keys = dict(task="close_top_drawer", backend="mujoco", linger=1, episodes=1, noisy_episodes=0)
-    change = "train_opening=[0.1,0.1]", "mild.robot_y=[0.021,0.022]"
+    change = "opening=0.05", "mild.robot_y=[0.021,0.022]"
     given = config(*change, out=str(tmp_path), **keys)
     check(given)
     main(given)
     store = EpisodeStore(tmp_path)
     told = json.loads(store.metadata(0)["task_config"])
-    assert told == {"train_opening": [0.1, 0.1], "mild": {"robot_y": [0.021, 0.022]}}
-    assert 0.021 <= store.record(0).draws["robot_y"] <= 0.022
+    assert told == {"opening": 0.05, "mild": {"robot_y": [0.021, 0.022]}}
+    record = store.record(0)
+    assert 0.021 <= record.draws["robot_y"] <= 0.022
+    assert record.privileged["drawers"][0, 0] == pytest.approx(0.05, abs=1e-3)
+    capsys.readouterr()
+    tell_mixture(given)
+    assert capsys.readouterr().out == ""
+    tell_mixture(replace(given, task_config={}))
+    assert "opening" in capsys.readouterr().out
+    play.main(
+        compose(
+            play.PlayConfig, "play", [f"source={tmp_path}", "mp4=true", f"out={tmp_path}/films"]
+        )
+    )
+    said = capsys.readouterr().out
+    assert "success" in said
+    assert "changed since" not in said

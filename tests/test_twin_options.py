@@ -150,7 +150,7 @@ def recorded(out: Path, *given: str) -> RecordConfig:
         instruction=["close top drawer"],
         seed=0,
         success=True,
-        meta=record_demos.twin_meta(config),
+        meta=record_demos.options_meta(config),
     )
     with StoreWriter(out, "000", record_demos.header_of(config)) as writer:
         writer.append(episode)
@@ -173,10 +173,12 @@ def test_a_store_that_is_continued_otherwise_says_so(tmp_path, capsys):
 def test_a_recording_is_played_as_it_was_recorded(tmp_path, monkeypatch):
     recorded(tmp_path / "store", *OTHER)
     played = []
-    monkeypatch.setattr(play, "play_simulated", lambda config, rollout, run: played.append(rollout))
+    monkeypatch.setattr(
+        play, "play_simulated", lambda config, rollout, *rest: played.append(rollout)
+    )
     play.main(composed("play", f"source={tmp_path}/store"))
     assert twin_options(played[0]) == twin_options(composed("record", *OTHER))
 
 
 def test_another_simulator_s_episodes_note_nothing_of_the_twin():
-    assert record_demos.twin_meta(composed("record", "backend=fake")) == {}
+    assert record_demos.options_meta(composed("record", "backend=fake")) == {"task_config": "{}"}
