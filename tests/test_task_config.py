@@ -119,7 +119,7 @@ def test_a_recording_starts_by_it_notes_it_and_is_played_by_it(tmp_path, capsys)
     check(given)
     main(given)
     store = EpisodeStore(tmp_path)
-    told = json.loads(store.metadata(0)["task_config"])
+    told = json.loads(str(store.metadata(0)["task_config"]))
     assert told == {"opening": 0.05, "mild": {"robot_y": [0.021, 0.022]}}
     record = store.record(0)
     assert 0.021 <= record.draws["robot_y"] <= 0.022
