@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from selfflow.configs.entry import compose
 from selfflow.datasets.spec import UserError
@@ -29,6 +30,7 @@ from selfflow.eval.ablation_records import (
     write_records,
 )
 from selfflow.eval.ablation_show import detectable, seconds
+from selfflow.eval.chart import COLOURS
 from selfflow.eval.parts import RolloutConfig
 from selfflow.eval.results import append_episode
 from selfflow.eval.rollout import Episode
@@ -206,7 +208,9 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     assert "≤" not in row  # not at the first point already
     assert Path(config.records).with_name("curves.png").is_file()
     assert "(curves.png)" in text
-    assert Path(config.records).with_name("success.png").is_file()
+    with Image.open(Path(config.records).with_name("success.png")) as image:
+        drawn = {colour for _, colour in image.getcolors(image.width * image.height)}
+    assert {*COLOURS[:2]} <= drawn  # a line an arm
     assert "(success.png)" in text
 
 
