@@ -90,7 +90,8 @@ class RobotEnv(gymnasium.Env):
     | truncated | at `Task.max_steps` |
 
     `config` is the `Config` of the task's file (envs/tasks.py), None for its `default_config()`.
-    With `pictures=False` an observation has no images, and only `render()` draws.
+    With `pictures=False` an observation has no images, and only `render()` draws. Who does not look
+    at every step may switch `pictures` off and on amid an episode, and `observe()` when it does.
     `reset(seed=s, options={"placement": {...}})` overrides single entries of the drawn placement.
     `info` at every step: success, subtask, privileged, progress, and clipped and ik_failed, counted
     so far; at reset also task, backend, seed, draws (every random draw by name) and cameras, which
@@ -160,7 +161,7 @@ class RobotEnv(gymnasium.Env):
             "draws": draws,
             "cameras": self.simulator.camera_info(),
         }
-        return self._observe(), info
+        return self.observe(), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Info]:
         """One control step; see the class for the rules."""
@@ -184,7 +185,7 @@ class RobotEnv(gymnasium.Env):
         self._rules.step(self.simulator.privileged(), self.subtask)
         info = self._info()
         truncated = self._steps >= self.task.max_steps
-        return self._observe(), float(info["success"]), False, truncated, info
+        return self.observe(), float(info["success"]), False, truncated, info
 
     @property
     def final_subtask(self) -> bool:
@@ -196,7 +197,16 @@ class RobotEnv(gymnasium.Env):
         if self.final_subtask:
             raise ValueError("the last subtask has no next one: end the episode instead")
         self.subtask += 1
-        return self._observe()
+        return self.observe()
+
+    def observe(self, pictures: bool | None = None) -> Observation:
+        """The present observation, with images if `pictures`; None: as `self.pictures` says."""
+        drawn = self.pictures if pictures is None else pictures
+        return {
+            "images": self.simulator.render() if drawn else {},
+            "proprio": np.asarray(self.simulator.proprio(), np.float32),
+            "instruction": instruction(self.task, self.subtask, self._start),
+        }
 
     def render(self) -> np.ndarray:
         """The first camera's picture."""
@@ -206,13 +216,6 @@ class RobotEnv(gymnasium.Env):
         """Frees the simulator and its renderer."""
         self._running = False
         self.simulator.close()
-
-    def _observe(self) -> Observation:
-        return {
-            "images": self.simulator.render() if self.pictures else {},
-            "proprio": np.asarray(self.simulator.proprio(), np.float32),
-            "instruction": instruction(self.task, self.subtask, self._start),
-        }
 
     def _info(self) -> Info:
         return {

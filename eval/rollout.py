@@ -14,6 +14,7 @@ from selfflow.policies.base import Policy
 from selfflow.policies.limits import Limiter
 
 Info = dict[str, Any]
+Record = Callable[[Observation, Info, int], None]
 STEP_LIMIT, TERMINATED, BAD_ACTION = "step limit", "policy terminated", "action not finite"
 
 
@@ -92,7 +93,7 @@ def run_episode(
     env: RobotEnv,
     policy: Policy,
     seed: int,
-    record: Callable[[Observation, Info, int], None] | None = None,
+    record: Record | None = None,
     on_step: Callable[[int, float], None] | None = None,
     limiter: Limiter | None = None,
 ) -> Episode:
@@ -102,9 +103,27 @@ def run_episode(
     subtask ends: before action k where `terminate[k]` holds, or after a step at which the
     environment has changed the instruction. `limiter` has the last word on every action.
 
-    `record(observation, info, step)` sees the reset (step 0) and every step; after every step
-    `on_step(step, latency)` is given the latest decision's seconds.
+    `record(observation, info, step)` sees the reset (step 0) and every step; without it pictures
+    are drawn only where the policy looks at them. After every step `on_step(step, latency)` is
+    given the latest decision's seconds.
     """
+    pictures = env.pictures
+    env.pictures = pictures and record is not None
+    try:
+        return _run(env, policy, seed, pictures, record, on_step, limiter)
+    finally:
+        env.pictures = pictures
+
+
+def _run(
+    env: RobotEnv,
+    policy: Policy,
+    seed: int,
+    pictures: bool,
+    record: Record | None,
+    on_step: Callable[[int, float], None] | None,
+    limiter: Limiter | None,
+) -> Episode:
     observation, info = env.reset(seed=seed)
     policy.reset(seed)
     if limiter:
@@ -114,6 +133,8 @@ def run_episode(
         record(observation, info, 0)
     while True:
         tally.early_stop |= bool(tally.info["success"])
+        if pictures != env.pictures:
+            observation = env.observe(pictures)
         start = time.perf_counter()
         chunk = policy.act(observation)
         tally.latencies.append(time.perf_counter() - start)

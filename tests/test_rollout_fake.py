@@ -5,6 +5,7 @@ import queue
 import signal
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +66,45 @@ def chunk(count: int, ends: int | None = None, dx: float = 0.0) -> ActionChunk:
     actions = np.zeros((count, 7))
     actions[:, 0] = dx
     return ActionChunk(actions, None if ends is None else np.arange(count) == ends)
+
+
+class Looks(Script):
+    """Keeps what it is shown."""
+
+    def reset(self, seed: int | None = None) -> None:
+        super().reset(seed)
+        self.shown = []
+
+    def act(self, observation) -> ActionChunk:
+        self.shown.append(observation["images"])
+        return super().act(observation)
+
+
+def test_without_a_record_only_what_the_policy_sees_is_drawn(monkeypatch):
+    env, drawn = make_fake(PLACE), []
+    draw = env.simulator.render
+    monkeypatch.setattr(env.simulator, "render", lambda: drawn.append(1) or draw())
+    policy = Looks(chunk(4, dx=0.01), chunk(5, ends=3), chunk(7, dx=-0.01))
+    unseen = run_episode(env, policy, 1)
+    blind, decisions = policy.shown, len(unseen.latencies)
+    assert len(drawn) == decisions and env.pictures
+    seen = run_episode(env, policy, 1, record=lambda *_: None)
+    assert len(drawn) > 200 > decisions > 25
+    for one, other in zip(blind, policy.shown, strict=True):
+        assert one.keys() == other.keys() == env.simulator.image_shapes.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert replace(unseen, latencies=()) == replace(seen, latencies=())
+
+
+def test_pictures_are_on_again_however_an_episode_ends(monkeypatch):
+    env = make_fake(CLOSE)
+    with pytest.raises(ValueError, match="empty chunk"):
+        run_episode(env, Script(chunk(0)), 1)
+    assert env.pictures
+    env.pictures = False
+    policy = Looks(chunk(8))
+    run_episode(env, policy, 1)
+    assert policy.shown and not any(policy.shown) and not env.pictures
 
 
 def test_solver_succeeds_and_terminates():

@@ -40,17 +40,20 @@ def test_observation_carries_no_privileged_state(env: RobotEnv):
 
 
 def test_same_seed_same_trace(env: RobotEnv):
-    def trace() -> list[np.ndarray]:
+    def trace(look: bool = True) -> list[np.ndarray]:
         observation, _ = env.reset(seed=11)
         rng, out = np.random.default_rng(0), [observation["images"]["overhead_camera"].ravel()]
+        env.pictures = look
         for _ in range(6):
             action = np.append(rng.normal(0, 0.05, 6), 0.3)
             observation, *_, info = env.step(action)
             out += [observation["proprio"], *info["privileged"].values()]
-        return out
+        env.pictures = True
+        return [*out, env.observe()["images"]["overhead_camera"]]
 
-    for a, b in zip(trace(), trace(), strict=True):
+    for a, b, c in zip(trace(), trace(), trace(look=False), strict=True):
         np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
 
 
 def test_action_is_a_delta_on_the_sensed_pose(env: RobotEnv):
