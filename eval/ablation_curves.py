@@ -12,7 +12,7 @@ from selfflow.eval.ablation_config import MAIN, REFERENCE
 from selfflow.eval.ablation_plan import CURVE, PRETRAIN, Run
 from selfflow.eval.ablation_records import Record, curve_of
 from selfflow.eval.ablation_stats import first_reach, value_at
-from selfflow.eval.chart import Line, Panel, save_chart
+from selfflow.eval.chart import Line, Panel, Span, save_chart, save_rows
 from selfflow.eval.report import wilson
 
 Arms = dict[tuple[str, str], list[Run]]
@@ -71,7 +71,11 @@ def plot(path: Path, arms: Arms, records: dict[str, Record]) -> bool:
             for axis in AXES:
                 lines = [_line(name, runs, kind, axis, records) for name, runs in shown.items()]
                 panels.append(Panel(f"{title}, {size}", axis, lines))
-    return _drawn(panels, path, columns=len(KINDS) * len(AXES))
+    if not any(panel.lines for panel in panels):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_chart(panels, path, columns=len(KINDS) * len(AXES))
+    return True
 
 
 def rolled(runs: Sequence[Run], records: dict[str, Record]) -> dict[int, list[int]]:
@@ -85,23 +89,25 @@ def rolled(runs: Sequence[Run], records: dict[str, Record]) -> dict[int, list[in
 
 
 def plot_success(path: Path, arms: Arms, records: dict[str, Record]) -> bool:
-    """Rates of the main size's arms over all training seeds, with Wilson's intervals; False where
-    there is none."""
-    lines = []
+    """A row an arm of the main size: rates over all training seeds with Wilson's intervals, and
+    each seed's own; False where there is none."""
+    rows: dict[str, dict[str, Span]] = {}
     for (size, arm), runs in arms.items():
         if size == MAIN:
-            steps, outcomes = zip(*rolled(runs, records).items(), strict=True)
-            low, high = zip(*(wilson(sum(o), len(o)) for o in outcomes), strict=True)
-            lines.append(Line(arm, steps, [fmean(o) for o in outcomes], low, high))
-    return _drawn([Panel("success", "steps of fine-tuning", lines, 0, 1)], path, columns=1)
+            each = [rolled([run], records) for run in runs]
+            rows[arm] = {
+                f"after {step} steps of fine-tuning": _span(outcomes, [e[step] for e in each])
+                for step, outcomes in rolled(runs, records).items()
+            }
+    if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_rows(rows, "success: Wilson 95 %, small lines are training seeds", path)
+    return bool(rows)
 
 
-def _drawn(panels: Sequence[Panel], path: Path, columns: int) -> bool:
-    if not any(panel.lines for panel in panels):
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_chart(panels, path, columns)
-    return True
+def _span(outcomes: Sequence[int], parts: Sequence[Sequence[int]]) -> Span:
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return Span(fmean(outcomes), low, high, [fmean(part) for part in parts])
 
 
 def _line(name: str, runs: Sequence[Run], kind: str, axis: str, records: dict[str, Record]) -> Line:

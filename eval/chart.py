@@ -1,8 +1,10 @@
-"""Line charts with intervals as a PNG, drawn with Pillow: panels in rows, one legend below."""
+"""Charts as a PNG, drawn with Pillow: lines with intervals in panels, or a row a name; one legend
+below."""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,23 +50,69 @@ class Panel:
     top: Number | None = None
 
 
+@dataclass(frozen=True)
+class Span:
+    """A value with its interval, and the single values that it came from."""
+
+    value: Number
+    low: Number
+    high: Number
+    parts: Sequence[Number] = ()
+
+
 def save_chart(panels: Sequence[Panel], path: Path, columns: int) -> None:
     """Writes the PNG, whole or not at all."""
     names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     rows = -(-len(panels) // columns)
-    lines = -(-len(names) // columns)
-    size = (columns * WIDTH, rows * HEIGHT + lines * LEGEND + 8)
-    image = Image.new("RGB", (size[0] * SHARP, size[1] * SHARP), PAPER)
+    with _paper(path, (columns * WIDTH, rows * HEIGHT), names, columns) as draw:
+        for i, panel in enumerate(panels):
+            _Axes(draw, panel, (i % columns * WIDTH, i // columns * HEIGHT)).draw(colours)
+
+
+def save_rows(rows: dict[str, dict[str, Span]], title: str, path: Path) -> None:
+    """Writes the PNG: a row a name, in it a span a series, on an axis from 0 to 1."""
+    series = list(dict.fromkeys(name for spans in rows.values() for name in spans))
+    wide, left, each = 2 * WIDTH, 170, 10 + 12 * len(series)
+    bottom = TOP + each * len(rows)
+
+    def across(value: Number) -> Number:
+        return left + value * (wide - RIGHT - left)
+
+    with _paper(path, (wide, bottom + BOTTOM), series, 2) as draw:
+        for value in ticks(0, 1):
+            draw.line(_scaled((across(value), TOP), (across(value), bottom)), FAINT, SHARP)
+            _text(draw, (across(value), bottom + 6), f"{value:g}", "mt")
+        draw.rectangle(_scaled((left, TOP), (wide - RIGHT, bottom)), outline=INK, width=SHARP)
+        _text(draw, ((left + wide - RIGHT) / 2, TOP - 8), title, "mb")
+        for i, (name, spans) in enumerate(rows.items()):
+            _text(draw, (left - 8, TOP + each * (i + 0.5)), name, "rm")
+            for label, span in spans.items():
+                k = series.index(label)
+                y = TOP + each * i + 11 + 12 * k
+                draw.line(_scaled((across(span.low), y), (across(span.high), y)), COLOURS[k], SHARP)
+                for part in span.parts:
+                    draw.line(_scaled((across(part), y - 3), (across(part), y + 3)), INK, SHARP)
+                x = across(span.value)
+                draw.ellipse(_scaled((x - 3.5, y - 3.5), (x + 3.5, y + 3.5)), COLOURS[k])
+
+
+@contextmanager
+def _paper(
+    path: Path, size: tuple[int, int], names: Sequence[str], columns: int
+) -> Iterator[ImageDraw.ImageDraw]:
+    """What is drawn on it goes to the PNG, whole or not at all, with a legend of the names below
+    the size."""
+    whole = (size[0], size[1] + -(-len(names) // columns) * LEGEND + 8)
+    image = Image.new("RGB", (whole[0] * SHARP, whole[1] * SHARP), PAPER)
     draw = ImageDraw.Draw(image)
-    for i, panel in enumerate(panels):
-        _Axes(draw, panel, (i % columns * WIDTH, i // columns * HEIGHT)).draw(colours)
+    yield draw
     for i, name in enumerate(names):
-        x, y = i % columns * WIDTH + LEFT, rows * HEIGHT + i // columns * LEGEND + LEGEND // 2
-        draw.line(_scaled((x, y), (x + 26, y)), colours[name], 3 * SHARP)
+        x, y = i % columns * WIDTH + LEFT, size[1] + i // columns * LEGEND + LEGEND // 2
+        draw.line(_scaled((x, y), (x + 26, y)), COLOURS[i % len(COLOURS)], 3 * SHARP)
         _text(draw, (x + 34, y), name, "lm")
     part = path.with_name(f".{path.stem}.part.png")
-    image.resize(size, Image.Resampling.LANCZOS).save(part)
+    image.resize(whole, Image.Resampling.LANCZOS).save(part)
     os.replace(part, path)
 
 

@@ -87,7 +87,8 @@ def test_without_a_record_only_what_the_policy_sees_is_drawn(monkeypatch):
     policy = Looks(chunk(4, dx=0.01), chunk(5, ends=3), chunk(7, dx=-0.01))
     unseen = run_episode(env, policy, 1)
     blind, decisions = policy.shown, len(unseen.latencies)
-    assert len(drawn) == decisions and env.pictures
+    assert len(drawn) == decisions
+    assert env.pictures
     seen = run_episode(env, policy, 1, record=lambda *_: None)
     assert len(drawn) > 200 > decisions > 25
     for one, other in zip(blind, policy.shown, strict=True):
@@ -104,7 +105,9 @@ def test_pictures_are_on_again_however_an_episode_ends(monkeypatch):
     env.pictures = False
     policy = Looks(chunk(8))
     run_episode(env, policy, 1)
-    assert policy.shown and not any(policy.shown) and not env.pictures
+    assert policy.shown
+    assert not any(policy.shown)
+    assert not env.pictures
 
 
 def test_solver_succeeds_and_terminates():

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 
 from selfflow.datasets.spec import UserError
 from selfflow.eval import bootstrap
-from selfflow.eval.chart import Line, Panel, save_chart, ticks
+from selfflow.eval.chart import COLOURS, Line, Panel, Span, save_chart, save_rows, ticks
 from selfflow.eval.images import frechet
 from selfflow.eval.video_metrics import (
     Lpips,
@@ -186,3 +187,13 @@ def test_charts_have_round_ticks_and_bear_gaps(tmp_path: Path) -> None:
     panels = [Panel("flat", "x", [Line("b", [1], [5])]), Panel("gap", "x", lines)]
     save_chart([*panels, Panel("empty", "x", [])], tmp_path / "chart.png", columns=2)
     assert [path.name for path in tmp_path.iterdir()] == ["chart.png"]
+
+
+def test_rows_have_a_dot_where_their_value_is(tmp_path: Path) -> None:
+    rows = {"one": {"early": Span(0.0, 0, 0), "late": Span(1, 0.9, 1, [0.95])}, "two": {}}
+    save_rows(rows, "title", tmp_path / "rows.png")
+    with Image.open(tmp_path / "rows.png") as image:
+        picture = np.asarray(image.convert("RGB"))
+    for y, colour in zip((41, 53), COLOURS, strict=False):
+        found = np.flatnonzero((picture[y] == colour).all(1))
+        assert found.mean() == pytest.approx(170 if y == 41 else 2 * 420 - 14, abs=4)
