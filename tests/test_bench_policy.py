@@ -63,8 +63,10 @@ def test_every_way_is_timed(capsys, monkeypatch):
     monkeypatch.setattr(bench, "observations", lambda policy, count: [seen] * count)
     rows = bench.main(compose(BenchConfig, "bench_policy", ["repeats=1"]))
     assert all(value > 0 for row in rows for value in row.clock + row.processor)
-    few = [row.apart for row in rows if row.apart is not None and "heun" not in row.what]
-    assert few == sorted(few, reverse=True)  # more steps come nearer
+    few = [row for row in rows if row.apart is not None]
+    for heun in (False, True):
+        apart = [row.apart for row in few if ("heun" in row.what) == heun]
+        assert apart == sorted(apart, reverse=True)  # more steps come nearer
     printed = capsys.readouterr().out
     assert "ESTIMATE" in printed
     assert "joint, 8 steps, attention=full" in printed

@@ -292,9 +292,9 @@ def test_pinning_joins_the_chunks_at_the_seam():
 
 
 def test_heun_and_more_steps_come_to_the_same():
-    many, few = bundled(steps=64), bundled(steps=32, solver="heun")
+    many, few = bundled(steps=64), bundled(steps=16, solver="heun")
     np.testing.assert_allclose(
-        many.act(observation()).actions, few.act(observation()).actions, atol=0.03
+        many.act(observation()).actions, few.act(observation()).actions, atol=0.008
     )
 
 

@@ -51,12 +51,18 @@ def heun(
     shift: float = 1.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """As `euler` with the mean of the velocities at a step's two ends; two calls, order 2."""
+    """As `euler` with the mean of the velocities at a step's two ends, but for the last step;
+    2 steps - 1 calls, order 2.
+
+    No model is asked at t = 0: a sample without noise does not tell which noise it came from, so
+    that a trained model answers with the mean of all (as Karras et al. 2022, algorithm 1).
+    """
     x = noise
     for t, t_next in pairwise(times(steps, shift).tolist()):
-        first = velocity(x, t)
-        second = velocity(x + (t_next - t) * first, t_next)
-        x = x + (t_next - t) * (first + second) / 2
+        slope = velocity(x, t)
+        if t_next > 0:
+            slope = (slope + velocity(x + (t_next - t) * slope, t_next)) / 2
+        x = x + (t_next - t) * slope
     return x
 
 
