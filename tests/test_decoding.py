@@ -276,6 +276,7 @@ def test_the_bundled_policy_acts_as_before_to_the_bit():
         np.testing.assert_array_equal(policy.act(seen).actions, expected)
 
 
+@pytest.mark.slow
 def test_pinning_joins_the_chunks_at_the_seam():
     d, s, apart = 2, 4, {}
     for delay in (0, d):

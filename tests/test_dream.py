@@ -86,7 +86,12 @@ TEXT = torch.full((N, 1, 1), 2.0, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling("euler", 200), Sampling("heun", 30), Sampling("sde", 80)]
+    "sampling",
+    [
+        pytest.param(Sampling("euler", 200), marks=pytest.mark.slow),
+        Sampling("heun", 30),
+        Sampling("sde", 80),
+    ],
 )
 def test_jointly_sampled_targets_have_the_joint_distribution(sampling: Sampling) -> None:
     model = Gaussian()
