@@ -28,8 +28,8 @@ def start(folder: Path, *arguments: str, script: Path = ROLLOUT) -> subprocess.P
     )
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    process = start(folder, *arguments)
+def run(folder: Path, *arguments: str, script: Path = ROLLOUT) -> tuple[int, str, str]:
+    process = start(folder, *arguments, script=script)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -176,3 +176,11 @@ def test_every_config_of_an_entry_point_starts_from_base(name):
     if name.startswith("bench_"):
         return  # prints a table and writes nothing
     assert name == "base" or {"base", "train"} & set(map(str, cfg.defaults))
+
+
+@pytest.mark.slow
+def test_a_rollout_does_not_wait_for_what_only_many_gpus_need(tmp_path):
+    told = "import sys, selfflow.eval.simpler_rollout, selfflow.policies.load; print(*sys.modules)"
+    _, out, err = run(tmp_path, told, script=Path("-c"))
+    assert not err
+    assert "torch.distributed.tensor" not in out.split()  # it brings sympy along

@@ -15,7 +15,7 @@ from selfflow.datasets.loading import prefetch
 from selfflow.datasets.source import open_sources
 from selfflow.datasets.store import EpisodeRecord, StoreHeader, StoreWriter
 from selfflow.datasets.windows import Mixture
-from selfflow.worldmodel import checkpoint, parallel, sharded
+from selfflow.worldmodel import checkpoint, parallel
 from selfflow.worldmodel.batches import window
 from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.layout import Layout
@@ -74,14 +74,14 @@ def test_a_job_of_two_tasks_and_then_one_process(store: Path, tmp_path: Path) ->
     sharing = [*job, *common, f"out={tmp_path}", "parallel=fsdp", "steps=3"]
     subprocess.run([sys.executable, script, *sharing], env=environment, check=True, timeout=200)
     run = tmp_path / "0"
-    assert sharded.is_sharded(checkpoint.resolve(run))
+    assert checkpoint.is_sharded(checkpoint.resolve(run))
     alone = [*common, f"out={run}", "steps=4"]
     subprocess.run([sys.executable, script, *alone], env=environment, check=True, timeout=100)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     state = checkpoint.load_training_state(checkpoint.resolve(run))
     assert (state["step"], state["samples"]) == (4, 16)
-    assert not sharded.is_sharded(checkpoint.resolve(run))
+    assert not checkpoint.is_sharded(checkpoint.resolve(run))
 
 
 def test_the_slurm_launcher_composes() -> None:

@@ -24,7 +24,7 @@ from selfflow.policies import finetune as policy
 from selfflow.policies.finetune_config import FinetuneConfig
 from selfflow.policies.head import head_loss
 from selfflow.policies.student import build
-from selfflow.worldmodel import checkpoint, flow, objective, parallel, sharded
+from selfflow.worldmodel import checkpoint, flow, objective, parallel
 from selfflow.worldmodel.batches import Inputs
 from selfflow.worldmodel.checkpoint import CheckpointError
 from selfflow.worldmodel.layout import Layout
@@ -98,7 +98,7 @@ def whole(state: State) -> dict[str, Tensor]:
     kept = state.training()
     parts = {"average": kept.average, "student": kept.student, "optimizer": kept.optimizer}
     named = {f"{part}.{k}": v for part, ts in parts.items() for k, v in ts.items()}
-    return {k: v.clone() for k, v in sharded.gather(named, keep=True).items()}
+    return {k: v.clone() for k, v in parallel.gather(named, keep=True).items()}
 
 
 def train(config: LoopConfig, world: World, stop_at: int = -1) -> tuple[list[dict], State]:
@@ -321,7 +321,7 @@ def test_what_is_not_finite_on_one_is_skipped_on_both(mode: str, together: Path)
 @MODES
 def test_one_goes_on_where_two_have_saved(mode: str, together: Path) -> None:
     path = checkpoint.resolve(together / mode)
-    assert sharded.is_sharded(path) == (mode == "fsdp")
+    assert checkpoint.is_sharded(path) == (mode == "fsdp")
     assert {p.suffix for p in path.rglob("*") if p.is_file()} == {".safetensors", ".json"}
     state = State(Student(), config(together / mode, "none"))
     state.restore(path)

@@ -27,17 +27,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from selfflow.worldmodel import parallel, sharded
+from selfflow.worldmodel import parallel
 from selfflow.worldmodel.errors import CheckpointError
 from selfflow.worldmodel.errors import RunError as RunError  # its callers know it from here
-from selfflow.worldmodel.parallel import ALONE, World
+from selfflow.worldmodel.parallel import ALONE, Weights, World
 
-Weights = dict[str, Tensor]
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FORMAT = 1  # of config.json
+SHARDS = Path("train") / "shards"
 _STEP = re.compile(r"step-(\d{6,})")
 _WORLDMODEL = ("model", "layout", "embodiments", "text_encoder", "action")
 KEYS = {"worldmodel": _WORLDMODEL, "policy": (*_WORLDMODEL, "head", "decision")}  # by kind
@@ -118,9 +118,11 @@ def save(
     if world.main:
         shutil.rmtree(draft, ignore_errors=True)
         (draft / "train").mkdir(parents=True)
-    if sharded.has_shards(training.student):
+    if parallel.has_shards(training.student):
+        from selfflow.worldmodel import sharded
+
         world.meet()
-        sharded.save(draft, training.average, training.student, training.optimizer, world)
+        sharded.save(draft / SHARDS, training.average, training.student, training.optimizer, world)
     elif world.main:
         _write_tensors(draft / "train" / "student.safetensors", training.student)
         _write_tensors(draft / "train" / "optimizer.safetensors", training.optimizer)
@@ -140,6 +142,11 @@ def save(
         prune(run, keep)
     world.meet()
     return final
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether FSDP's processes saved the checkpoint's training state, each its own part."""
+    return (path / SHARDS).is_dir()
 
 
 def prune(run: Path, keep: int) -> None:

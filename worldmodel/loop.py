@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from selfflow.worldmodel import checkpoint, ema, parallel, sharded, trackers
+from selfflow.worldmodel import checkpoint, ema, parallel, trackers
 from selfflow.worldmodel.checkpoint import Training
 from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.parallel import ALONE, World
@@ -226,9 +226,11 @@ class State(Generic[Model]):
     def restore(self, path: Path) -> None:
         """Inverse of `training`, whatever number of processes saved it. Raises CheckpointError if
         it is damaged or of another model."""
-        if sharded.is_sharded(path):
+        if checkpoint.is_sharded(path):
+            from selfflow.worldmodel import sharded
+
             state = checkpoint.load_training_state(path)
-            sharded.load(path, self.average, self.student, self.optimizer)
+            sharded.load(path / checkpoint.SHARDS, self.average, self.student, self.optimizer)
         else:
             kept = checkpoint.load_training(path)
             state = kept.state

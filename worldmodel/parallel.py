@@ -2,6 +2,7 @@
 
 `torchrun --nproc-per-node 8 worldmodel/train.py ...`, or SLURM by configs/hydra/launcher. Without
 either a World is one process and every method here costs nothing. Rank 0 alone writes and prints.
+FSDP2 and its DTensor are imported where they are used: it takes 0.7 s, and a rollout needs neither.
 """
 
 import os
@@ -11,17 +12,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import fsdp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from selfflow.worldmodel.errors import RunError
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Weights = dict[str, Tensor]
 TIMEOUT = timedelta(minutes=10)  # for a process that does not come, e.g. since another one died
 MODES = ("auto", "none", "ddp", "fsdp")
 
@@ -179,6 +182,9 @@ def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
     Blocks are gathered as `dtype`, one at a time; their gradients are averaged in float32.
     Parameters outside of them (projections, projector) stay float32.
     """
+    from torch.distributed import fsdp
+    from torch.distributed.device_mesh import init_device_mesh
+
     # nobody writes in place into what a block returns
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -209,23 +215,50 @@ def exchange_gradients(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass averages gradients over the processes."""
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = now
-    elif isinstance(model, fsdp.FSDPModule):
-        model.set_requires_gradient_sync(now)
+    elif exchange := getattr(model, "set_requires_gradient_sync", None):  # an FSDPModule
+        exchange(now)
+
+
+def is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether other processes hold other parts of it."""
+    return hasattr(tensor, "device_mesh")
+
+
+def has_shards(weights: Weights) -> bool:
+    """Whether some of them are spread over processes."""
+    return any(is_shard(value) for value in weights.values())
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor, sharing its memory; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, on every process, which must all ask; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
 def alike(value: Tensor, example: Tensor) -> Tensor:
     """The whole `value` sharded as the example of the same shape is; else as it is."""
-    if not isinstance(example, DTensor) or value.shape != example.shape:
+    if not is_shard(example) or value.shape != example.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     value = value.to(example.device)
     return distribute_tensor(value, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def gather(weights: Weights, keep: bool) -> Weights:
+    """The whole tensors on the CPU where `keep`, else nothing. All processes must call it."""
+    kept = {}
+    for name, value in weights.items():
+        full = whole(value.detach())
+        if keep:
+            kept[name] = full.cpu()
+    return kept
+
+
+def snapshot(weights: Weights) -> Weights:
+    """Copies on the CPU, of sharded tensors this process's parts, to be written by a thread."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from selfflow.worldmodel import checkpoint, parallel, sharded, trackers
+from selfflow.worldmodel import checkpoint, parallel, trackers
 from selfflow.worldmodel.checkpoint import Weights
 from selfflow.worldmodel.errors import RunError
 from selfflow.worldmodel.loop import LoopConfig, State
@@ -249,10 +249,10 @@ class Run:
         minutes = (time.monotonic() - self._started) / 60
         training.state.update(minutes_this_sitting=round(minutes, 2), data=self.data)
         provenance = config.get("provenance", {}) | {"step": self.state.step}
-        model = sharded.gather(training.average, keep=self.world.main)
+        model = parallel.gather(training.average, keep=self.world.main)
         model = usable(model) if usable else model
         if self.config.save_async and self.world.device.type == "cpu":
-            model = sharded.snapshot(model)  # else they are the tensors that training changes
+            model = parallel.snapshot(model)  # else they are the tensors that training changes
         arguments = (
             *(self.path, model, config | {"provenance": provenance}, statistics),
             *(self._copied(training), self.config.export, self.config.keep, self.world),
@@ -282,13 +282,13 @@ class Run:
 
     def _copied(self, training: checkpoint.Training) -> checkpoint.Training:
         """What a thread can write while the next steps change the originals."""
-        needed = self.world.main or sharded.has_shards(training.student)
+        needed = self.world.main or parallel.has_shards(training.student)
         if not (self.config.save_async and needed):
             return training
         return checkpoint.Training(
-            sharded.snapshot(training.average),
-            sharded.snapshot(training.student),
-            sharded.snapshot(training.optimizer),
+            parallel.snapshot(training.average),
+            parallel.snapshot(training.student),
+            parallel.snapshot(training.optimizer),
             training.state,
         )
 

@@ -3,7 +3,8 @@
 torch.distributed.checkpoint with its safetensors storage: every file holds pieces of tensors, and
 where they lie in the whole in its header (DCP_SHARDING_INFO). Nothing on disk is pickled, and any
 number of processes can read what another number has written. Names start with average., student.
-or optimizer., the latter `optimizer.<parameter>:exp_avg`.
+or optimizer., the latter `optimizer.<parameter>:exp_avg`. Imported by those who need it alone: what
+it imports takes a second.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -24,47 +25,17 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from selfflow.worldmodel import parallel
 from selfflow.worldmodel.errors import CheckpointError
-from selfflow.worldmodel.parallel import World
-
-Weights = dict[str, Tensor]
-SHARDS = Path("train") / "shards"
-
-
-def has_shards(weights: Weights) -> bool:
-    """Whether some of them are spread over processes."""
-    return any(isinstance(value, DTensor) for value in weights.values())
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether the checkpoint's training state was saved by `save`."""
-    return (checkpoint / SHARDS).is_dir()
-
-
-def gather(weights: Weights, keep: bool) -> Weights:
-    """The whole tensors on the CPU where `keep`, else nothing. All processes must call it."""
-    kept = {}
-    for name, value in weights.items():
-        full = parallel.whole(value.detach())
-        if keep:
-            kept[name] = full.cpu()
-    return kept
-
-
-def snapshot(weights: Weights) -> Weights:
-    """Copies on the CPU, of sharded tensors this process's parts, to be written by a thread."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+from selfflow.worldmodel.parallel import Weights, World
 
 
 def save(
-    checkpoint: Path, average: Weights, student: Weights, optimizer: Weights, world: World
+    folder: Path, average: Weights, student: Weights, optimizer: Weights, world: World
 ) -> None:
     """This process's parts; all processes must call it."""
-    writer = HuggingFaceStorageWriter(str(checkpoint / SHARDS), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     tensors = _named(average, student, optimizer)
     with _alone_is_fine():
         save_shards(
@@ -72,16 +43,16 @@ def save(
         )
 
 
-def load(checkpoint: Path, average: nn.Module, student: nn.Module, optimizer: Optimizer) -> None:
+def load(folder: Path, average: nn.Module, student: nn.Module, optimizer: Optimizer) -> None:
     """Fills modules and optimiser, sharded or not. Raises CheckpointError if a part is missing,
     damaged or of another model."""
-    reader = HuggingFaceStorageReader(str(checkpoint / SHARDS))
+    reader = HuggingFaceStorageReader(str(folder))
     try:
         have: Any = reader.read_metadata().state_dict_metadata
         states = _empty_states(optimizer, student, have.items())
         wanted = _named(average.state_dict(), student.state_dict(), states)
         if odd := sorted(have.keys() ^ wanted.keys()):
-            raise CheckpointError(f"{checkpoint} does not fit this model: {', '.join(odd[:4])}")
+            raise CheckpointError(f"{folder} does not fit this model: {', '.join(odd[:4])}")
         if torn := sorted(name for name, saved in have.items() if not _complete(saved)):
             raise ValueError(f"parts of {torn[0]} are missing")  # which torch would not tell
         with _alone_is_fine():  # each process reads what it needs; nothing is exchanged
@@ -90,7 +61,7 @@ def load(checkpoint: Path, average: nn.Module, student: nn.Module, optimizer: Op
         # torch wraps what went wrong together with its traceback
         cause = next(iter(e.failures.values()))[0] if isinstance(e, CheckpointException) else e
         what = " ".join(str(cause).split())[:300]
-        raise CheckpointError(f"{checkpoint / SHARDS}: cannot be read ({what})") from e
+        raise CheckpointError(f"{folder}: cannot be read ({what})") from e
 
 
 @contextmanager
