@@ -15,7 +15,16 @@ from typing import Any
 from selfflow.configs.entry import launch
 from selfflow.datasets.spec import UserError
 from selfflow.eval.ablation_config import ARMS, MAIN, REFERENCE, AblationConfig, check_plan
-from selfflow.eval.ablation_curves import curve_tables, markdown, plot, plot_success, rolled
+from selfflow.eval.ablation_curves import (
+    KINDS,
+    curve_tables,
+    markdown,
+    plot,
+    plot_success,
+    points,
+    pretrainings,
+    rolled,
+)
 from selfflow.eval.ablation_plan import FINETUNE, PRETRAIN, VIDEO, Run, planned
 from selfflow.eval.ablation_records import (
     Record,
@@ -75,7 +84,7 @@ def main(config: AblationConfig) -> None:
         parts += [success_table(arms, records)]
         parts += [plotted(config, "success", "Success by arm", plot_success, arms, records)]
         parts += [*comparisons(arms, records), *measures(arms, records)]
-        parts += curve_tables(arms, records)
+        parts += [by_size(arms, records), *curve_tables(arms, records)]
         title = "Curves of the pretraining against steps and minutes"
         parts += [plotted(config, "curves", title, plot, arms, records)]
     document(Path(config.document), "\n\n".join(part for part in parts if part))
@@ -223,6 +232,29 @@ def measured(runs: list[Run], records: dict[str, Record]) -> dict[str, list[floa
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     return found
+
+
+def by_size(arms: Arms, records: dict[str, Record]) -> str:
+    """Ends of the curves at every size: each pretraining against the reference of its seeds."""
+    rows = []
+    for size in dict.fromkeys(size for size, _ in arms):
+        ends = {
+            name: [[points(run, kind, "steps", records)[1][-1] for run in runs] for kind in KINDS]
+            for name, runs in pretrainings(arms, size).items()
+        }
+        base = ends.pop(REFERENCE, None)
+        for name, own in ends.items() if base else ():
+            cells = []
+            for mine, theirs in zip(own, base or (), strict=True):
+                change = _difference([a - b for a, b in zip(mine, theirs, strict=True)])
+                cells += [f"{fmean(theirs):.3f}", f"{fmean(mine):.3f}", change]
+            rows.append([size, name, *cells])
+    if len({row[0] for row in rows}) < 2:  # of one size it is in the tables above
+        return ""
+    heads = ["size", "pretraining"]
+    for title, _ in KINDS.values():
+        heads += [f"{title}: {REFERENCE}", "this one", "difference (95 %, t), p not corrected"]
+    return f"### Ends of the curves by size\n\n{markdown(heads, rows)}"
 
 
 def document(path: Path, text: str) -> None:

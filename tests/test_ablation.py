@@ -206,6 +206,9 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| self_flow | 2.00 |"))
     assert "480, 480, 480 | 16.0, 16.0, 16.0" in row
     assert "≤" not in row  # not at the first point already
+    ends = text.partition("### Ends of the curves by size")[2].partition("###")[0]
+    rows = [line for line in ends.splitlines() if "| self_flow |" in line]
+    assert [row.split(" | ")[0] for row in rows] == ["| main", "| smaller", "| larger"]
     for name in ("curves.png", "success.png"):  # two pretrainings; two fractions of an arm
         with Image.open(Path(config.records).with_name(name)) as image:
             drawn = {colour for _, colour in image.getcolors(image.width * image.height) or ()}

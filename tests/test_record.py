@@ -196,6 +196,17 @@ def test_what_was_forced_is_no_demonstration(tmp_path, monkeypatch):
     assert fault(replace(early, success=True)) == ""
 
 
+def test_a_subtask_that_was_done_before_is_not_shown(tmp_path, monkeypatch):
+    """A drawer that is open from the start: the policy would learn to call a shut one open."""
+    env = make_fake(task_named("open_drawer_place"))
+    expert, zeros, says = DrawerExpert(env.task), np.zeros(7), iter([True])
+    monkeypatch.setattr(expert, "act", lambda _: (zeros, next(says, False)))
+    record = record_episode(env, expert, 0, fake(tmp_path, task="open_drawer_place"))
+    assert set(record.instruction) == {env.task.instructions[1]}
+    assert not record.terminate.any()
+    assert not record.meta["forced"]
+
+
 def test_kept_failures_count(tmp_path, attempts):
     record_all(fake(tmp_path, episodes=4, workers=1, keep_failures=True))
     assert attempts == [0, 1, 2, 3]
