@@ -34,14 +34,19 @@ def run(folder: Path, *arguments: str, script: Path = ROLLOUT) -> tuple[int, str
     return process.returncode, out, err
 
 
-def test_mistakes_are_one_line_with_the_cure_and_nothing_is_written(tmp_path):
-    cases = {
-        ("task=nope",): "choose one of open_top_drawer",
-        ("episodez=3",): "episodez: no such key; did you mean episodes?",
-        ("episodes=abc",): "episodes: Value 'abc'",
-        ("checkpoint=/nowhere",): "/nowhere",
-        ("-m", "seed=200000,5", "policy=hold"): "seed=5",
-    }
+MISTAKES = {
+    ("episodez=3",): "episodez: no such key; did you mean episodes?",
+    ("-m", "seed=200000,5", "policy=hold"): "seed=5",
+}
+MORE = {
+    ("task=nope",): "choose one of open_top_drawer",
+    ("episodes=abc",): "episodes: Value 'abc'",
+    ("checkpoint=/nowhere",): "/nowhere",
+}
+
+
+@pytest.mark.parametrize("cases", [MISTAKES, pytest.param(MORE, marks=pytest.mark.slow)])
+def test_mistakes_are_one_line_with_the_cure_and_nothing_is_written(tmp_path, cases):
     started = {case: start(tmp_path, *case) for case in cases}
     for case, process in started.items():
         out, err = process.communicate(timeout=120)

@@ -17,6 +17,7 @@ def config(*given: str, task: str = TASK) -> ExpertsConfig:
     return compose(ExpertsConfig, "experts", [f"task={task}", "episodes=2", *given])
 
 
+@pytest.mark.slow
 def test_a_row_is_its_command_s_and_a_second_run_adds_what_is_missing(tmp_path, monkeypatch):
     out = tmp_path / "experts"
     first = replace(config("placements=[grid]", f"out={out}"), episodes=1)

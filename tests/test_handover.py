@@ -82,6 +82,7 @@ def test_it_stops_where_nothing_is_left_to_do(driven: Callable[..., tuple]):
     assert (steps, env.subtask) == (2, 1)
 
 
+@pytest.mark.slow
 def test_the_expert_s_part_is_recorded_alone():
     task = task_named("close_top_drawer")
     env = make_mujoco(task, image_size=(16, 16))

@@ -112,6 +112,7 @@ def test_placements_keep_away_from_every_cell_also_where_the_evaluations_photogr
     assert 20 <= seen.count(PLAIN) <= 60  # of 200, at 0.2
 
 
+@pytest.mark.slow
 def test_a_recording_starts_by_it_notes_it_and_is_played_by_it(tmp_path, capsys, monkeypatch):
     keys = dict(task="close_top_drawer", backend="mujoco", linger=1, episodes=1, noisy_episodes=0)
     change = "opening=0.05", "mild.robot_y=[0.021,0.022]"

@@ -234,8 +234,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(family: str) -> None:
         results.append((loss, {k: p.grad for k, p in m.named_parameters()}))
     (loss, grads), (loss_again, grads_again) = results
     assert torch.equal(loss, loss_again)
-    for name, grad in grads.items():
-        again = grads_again[name]
+    for (name, grad), again in zip(grads.items(), grads_again.values(), strict=True):
         assert (grad is None) == (again is None), name
         assert grad is None or torch.allclose(grad, again, atol=1e-7), name
 
@@ -264,6 +263,7 @@ for more in (("prefix", modalities), ("full", modalities, "flux", 1, "rope")):
 """
 
 
+@pytest.mark.slow
 def test_the_model_compiles_into_one_graph() -> None:
     # in a process of its own: the shape checks of these tests do not compile
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
