@@ -209,6 +209,9 @@ def test_the_report_shows_complete_arms_only(config: AblationConfig) -> None:
     ends = text.partition("### Ends of the curves by size")[2].partition("###")[0]
     rows = [line for line in ends.splitlines() if "| self_flow |" in line]
     assert [row.split(" | ")[0] for row in rows] == ["| main", "| smaller", "| larger"]
+    for row in rows:  # video 1/5 and 1/6 and action 0.1; probe 1 less video; 0.001 a seed more
+        assert "| 0.301 | 0.268 | -0.033 (" in row
+        assert "| 0.799 | 0.832 | +0.033 (" in row
     for name in ("curves.png", "success.png"):  # two pretrainings; two fractions of an arm
         with Image.open(Path(config.records).with_name(name)) as image:
             drawn = {colour for _, colour in image.getcolors(image.width * image.height) or ()}

@@ -171,6 +171,3 @@ def test_record_sees_every_observation_once():
         ),
     )
     assert seen == [(step, (16, 16, 3)) for step in range(episode.steps + 1)]
-
-
-# --- the command ----------------------------------------------------------------------------------
